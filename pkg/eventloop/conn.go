@@ -1,0 +1,120 @@
+package eventloop
+
+import (
+	"errors"
+	"io"
+	"syscall"
+	"unsafe"
+)
+
+// ErrWouldBlock: nothing can be read or written now; the handler is called when it can.
+var ErrWouldBlock = errors.New("would block")
+
+// Conn is a non-blocking descriptor owned by a loop. It is meant to be embedded; the zero value is closed.
+type Conn struct {
+	fd        int // -1 when closed; 0 only before Add
+	gen       uint32
+	loop      *Loop
+	handler   Handler
+	again     bool
+	wantWrite bool
+}
+
+// Add registers fd, which must be in non-blocking mode; the loop owns it from now on, also when Add fails.
+func (l *Loop) Add(c *Conn, fd int, h Handler) error {
+	l.gen++
+	*c = Conn{fd: fd, gen: l.gen, loop: l, handler: h}
+	for fd >= len(l.conns) {
+		l.conns = append(l.conns, nil)
+	}
+	if err := l.poll.add(fd, c.gen); err != nil {
+		_ = syscall.Close(fd)
+		c.fd = -1
+		return err
+	}
+	l.conns[fd] = c
+	return nil
+}
+
+// FD is the descriptor, -1 when closed.
+func (c *Conn) FD() int {
+	if c.loop == nil {
+		return -1
+	}
+	return c.fd
+}
+
+// Open reports whether the descriptor is registered.
+func (c *Conn) Open() bool { return c.loop != nil && c.fd >= 0 }
+
+// Read reads what is there: ErrWouldBlock when nothing is, io.EOF at the end.
+func (c *Conn) Read(p []byte) (int, error) {
+	if !c.Open() || len(p) == 0 {
+		return 0, io.EOF
+	}
+	for {
+		// The descriptor never blocks, so the raw call may skip the scheduler's bookkeeping.
+		n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		switch errno {
+		case 0:
+			if n == 0 {
+				return 0, io.EOF
+			}
+			return int(n), nil
+		case syscall.EAGAIN:
+			return 0, ErrWouldBlock
+		case syscall.EINTR:
+			continue
+		}
+		return 0, errno
+	}
+}
+
+// Write writes what fits, possibly less than p with a nil error; ErrWouldBlock when nothing does.
+func (c *Conn) Write(p []byte) (int, error) {
+	if !c.Open() {
+		return 0, io.ErrClosedPipe
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case syscall.EAGAIN:
+			return 0, ErrWouldBlock
+		case syscall.EINTR:
+			continue
+		}
+		return 0, errno
+	}
+}
+
+// WantWrite turns Writable events on or off.
+func (c *Conn) WantWrite(on bool) {
+	if !c.Open() || c.wantWrite == on {
+		return
+	}
+	c.wantWrite = on
+	// It can only fail for a descriptor that is not registered, which Open excludes.
+	_ = c.loop.poll.wantWrite(c.fd, c.gen, on)
+}
+
+// CloseWrite ends the sending direction; reading goes on.
+func (c *Conn) CloseWrite() {
+	if c.Open() {
+		_ = syscall.Shutdown(c.fd, syscall.SHUT_WR)
+	}
+}
+
+// Close closes the descriptor; the handler is not called any more. Closing twice is harmless.
+func (c *Conn) Close() {
+	if !c.Open() {
+		return
+	}
+	c.loop.conns[c.fd] = nil
+	_ = syscall.Close(c.fd)
+	c.fd = -1
+}

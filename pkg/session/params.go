@@ -1,0 +1,165 @@
+package session
+
+import (
+	"sort"
+	"strings"
+	"unique"
+
+	"github.com/pgberth/pgberth/pkg/pgwire"
+)
+
+// Tracked is the set of run-time parameters that are kept per client: the ones that every server reports, and those the
+// operator adds. Names compare without case, as in PostgreSQL.
+type Tracked struct {
+	names []string // canonical spelling, sorted by lower case
+}
+
+// AlwaysTracked are the parameters that PgBouncer tracks with no setting. Source: PgBouncer's documentation.
+var AlwaysTracked = []string{"client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name"}
+
+// NewTracked makes the set of AlwaysTracked and extra.
+func NewTracked(extra []string) *Tracked {
+	t := &Tracked{}
+	for _, n := range append(append([]string(nil), AlwaysTracked...), extra...) {
+		if _, ok := t.Canonical(n); !ok && n != "" {
+			t.names = append(t.names, n)
+			sort.Slice(t.names, func(i, j int) bool { return strings.ToLower(t.names[i]) < strings.ToLower(t.names[j]) })
+		}
+	}
+	return t
+}
+
+// Canonical gives the spelling of a tracked name, and whether it is tracked.
+func (t *Tracked) Canonical(name string) (string, bool) {
+	for _, n := range t.names {
+		if strings.EqualFold(n, name) {
+			return n, true
+		}
+	}
+	return "", false
+}
+
+// Params is an immutable set of parameters and their values. Equal sets are equal in ==, and an idle client's set costs
+// one pointer however many share it.
+type Params struct {
+	set unique.Handle[string] // name NUL value NUL …, sorted by name
+}
+
+// MakeParams builds a set; of a name given twice the last value counts.
+func MakeParams(list []pgwire.Parameter) Params {
+	var p Params
+	for _, kv := range list {
+		p = p.With(kv.Name, kv.Value)
+	}
+	return p
+}
+
+func (p Params) encoded() string {
+	if p == (Params{}) {
+		return ""
+	}
+	return p.set.Value()
+}
+
+// All lists the set in order of name.
+func (p Params) All() []pgwire.Parameter {
+	var list []pgwire.Parameter
+	for s := p.encoded(); s != ""; {
+		name, rest, _ := strings.Cut(s, "\x00")
+		value, rest, _ := strings.Cut(rest, "\x00")
+		list = append(list, pgwire.Parameter{Name: name, Value: value})
+		s = rest
+	}
+	return list
+}
+
+// Get finds a value by its exact name.
+func (p Params) Get(name string) (string, bool) {
+	for s := p.encoded(); s != ""; {
+		n, rest, _ := strings.Cut(s, "\x00")
+		v, rest, _ := strings.Cut(rest, "\x00")
+		if n == name {
+			return v, true
+		}
+		s = rest
+	}
+	return "", false
+}
+
+// With returns the set with one value changed or added. NUL cannot occur: it ends strings on the wire.
+func (p Params) With(name, value string) Params {
+	list := p.All()
+	i := sort.Search(len(list), func(i int) bool { return list[i].Name >= name })
+	if i < len(list) && list[i].Name == name {
+		if list[i].Value == value {
+			return p
+		}
+		list[i].Value = value
+	} else {
+		list = append(list, pgwire.Parameter{})
+		copy(list[i+1:], list[i:])
+		list[i] = pgwire.Parameter{Name: name, Value: value}
+	}
+	var b strings.Builder
+	for _, kv := range list {
+		b.WriteString(kv.Name)
+		b.WriteByte(0)
+		b.WriteString(kv.Value)
+		b.WriteByte(0)
+	}
+	return Params{unique.Make(b.String())}
+}
+
+// Over returns p with every value of top laid over it.
+func (p Params) Over(top Params) Params {
+	for _, kv := range top.All() {
+		p = p.With(kv.Name, kv.Value)
+	}
+	return p
+}
+
+// Missing lists what want has and p has not, or otherwise; values that differ in case alone are equal, as the server
+// may spell them its own way.
+func (p Params) Missing(want Params) []pgwire.Parameter {
+	if p == want {
+		return nil
+	}
+	var list []pgwire.Parameter
+	for _, kv := range want.All() {
+		if have, ok := p.Get(kv.Name); !ok || !strings.EqualFold(have, kv.Value) {
+			list = append(list, kv)
+		}
+	}
+	return list
+}
+
+// SetStatements renders SQL that sets the parameters: values are quoted as literals whatever they contain.
+func SetStatements(list []pgwire.Parameter) string {
+	var b strings.Builder
+	for _, kv := range list {
+		b.WriteString("SET ")
+		b.WriteString(quoteIdent(kv.Name))
+		b.WriteString(" TO ")
+		b.WriteString(quoteLiteral(kv.Value))
+		b.WriteByte(';')
+	}
+	return b.String()
+}
+
+func quoteIdent(name string) string {
+	// Dotted names are two identifiers.
+	parts := strings.Split(name, ".")
+	for i, p := range parts {
+		parts[i] = `"` + strings.ReplaceAll(p, `"`, `""`) + `"`
+	}
+	return strings.Join(parts, ".")
+}
+
+// quoteLiteral is right whatever standard_conforming_strings says: a value with a backslash becomes an E'' string.
+func quoteLiteral(v string) string {
+	q := "'" + strings.ReplaceAll(v, "'", "''") + "'"
+	if strings.Contains(v, `\`) {
+		return "E" + strings.ReplaceAll(q, `\`, `\\`)
+	}
+	return q
+}
