@@ -1,0 +1,163 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// relations judges what no single value tells: settings against each other and against what the system can do.
+func (b *builder) relations() {
+	b.listening()
+	b.authentication()
+	b.sizes()
+	b.databases()
+	b.peers()
+}
+
+// problem adds a sentence at the place of key, unless one of the keys it is about is already refused.
+func (b *builder) problem(key string, about []string, format string, args ...any) {
+	for _, k := range append(about, key) {
+		if b.bad[k] {
+			return
+		}
+	}
+	b.problems.add(b.config.origins[key], format, args...)
+}
+
+func (b *builder) note(format string, args ...any) {
+	b.config.notes = append(b.config.notes, fmt.Sprintf(format, args...))
+}
+
+var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?$`)
+
+func (b *builder) listening() {
+	l := b.config.Listen
+	for _, addr := range l.Addrs {
+		if _, err := netip.ParseAddr(addr); err != nil && addr != "*" && !hostName.MatchString(addr) {
+			b.problem("listen_addr", nil, "listen_addr is %s; allowed: addresses or host names without port or brackets, or *", shown(addr))
+		}
+	}
+	if len(l.Addrs) == 0 && l.SocketDir == "" {
+		b.problem("listen_addr", []string{"unix_socket_dir"}, "listen_addr and unix_socket_dir are both blank; at least one is needed")
+	}
+	const longestSocket = 107 // what fits a socket address
+	if socket := fmt.Sprintf("%s/.s.PGSQL.%d", l.SocketDir, l.Port); l.SocketDir != "" && len(socket) > longestSocket {
+		b.problem("unix_socket_dir", []string{"listen_port"}, "unix_socket_dir is %s; allowed: directories that leave the socket's path within %d bytes", shown(l.SocketDir), longestSocket)
+	}
+	addr := b.config.HTTP.Addr
+	if addr == "" {
+		return
+	}
+	host, portText, err := net.SplitHostPort(addr)
+	n, portErr := strconv.ParseUint(portText, 10, 16)
+	if err != nil || portErr != nil {
+		b.problem("http_addr", nil, "http_addr is %s; allowed: host:port with a port from 0 to 65535, or blank", shown(addr))
+		return
+	}
+	for _, a := range l.Addrs {
+		if n != 0 && int(n) == l.Port && (host == "" || a == "*" || a == host) {
+			b.problem("http_addr", []string{"listen_port", "listen_addr"}, "http_addr is %s, which listen_addr and listen_port already take; allowed: another port", shown(addr))
+			return
+		}
+	}
+}
+
+// loopback tells whether only this machine reaches the address.
+func loopback(addr string) bool {
+	ip, err := netip.ParseAddr(addr)
+	return err == nil && ip.IsLoopback() || strings.EqualFold(addr, "localhost")
+}
+
+func (b *builder) authentication() {
+	a := &b.config.Auth
+	if a.Type == AuthMD5 {
+		a.Type = AuthSCRAM
+		b.note("auth_type md5 is served as scram-sha-256, which works with plain and SCRAM secrets; md5 for clients comes in a later version")
+	}
+	switch a.Type {
+	case AuthPassthrough:
+		for _, addr := range b.config.Listen.Addrs {
+			if !loopback(addr) {
+				b.problem("auth_type", []string{"listen_addr"}, "auth_type is passthrough while listen_addr holds %s; passwords in clear are allowed only on loopback addresses and the Unix socket", shown(addr))
+			}
+		}
+	case AuthPlain, AuthSCRAM:
+		if a.File == "" && a.User == "" {
+			b.problem("auth_type", []string{"auth_file"}, "auth_type is %s but auth_file is blank; allowed: a userlist.txt in auth_file, or auth_type trust, any or passthrough", a.Type)
+		}
+	case AuthAny:
+		for _, d := range b.config.Databases {
+			if d.User == "" {
+				b.problems.add(d.at, "databases %s: user is blank while auth_type is any; allowed: the user to log in as", shown(d.Name))
+			}
+		}
+	}
+	hashes := 0
+	for _, secret := range b.config.Userlist {
+		if s := secret.Reveal(); len(s) == 35 && strings.HasPrefix(s, "md5") {
+			hashes++
+		}
+	}
+	if hashes > 0 && a.Type == AuthSCRAM {
+		b.note("auth_file holds md5 secrets of %d users, who cannot log in with scram-sha-256", hashes)
+	}
+}
+
+func (b *builder) sizes() {
+	p := b.config.Pool
+	if p.Size > 0 && p.MinSize > p.Size {
+		b.problem("min_pool_size", []string{"default_pool_size"}, "min_pool_size is %d but default_pool_size is %d; allowed: at most the pool's size", p.MinSize, p.Size)
+	}
+	for _, d := range b.config.Databases {
+		if d.MinPoolSize == nil || b.bad["default_pool_size"] {
+			continue
+		}
+		if size := first(p.Size, d.PoolSize); size > 0 && *d.MinPoolSize > size {
+			b.problems.add(d.origins["min_pool_size"], "databases %s: min_pool_size is %d but its pool size is %d; allowed: at most the pool's size", shown(d.Name), *d.MinPoolSize, size)
+		}
+	}
+}
+
+func (b *builder) databases() {
+	if len(b.config.Databases) == 0 {
+		b.note("no databases are configured, so every login is refused")
+	}
+	for _, d := range b.config.Databases {
+		label := "databases " + shown(d.Name)
+		if d.Name == Reserved {
+			b.problems.add(d.at, "%s: the name is reserved for the console; allowed: any other", label)
+		}
+		if len(d.Hosts) == 0 && b.config.Listen.SocketDir == "" && !b.bad["unix_socket_dir"] {
+			b.problems.add(d.at, "%s: host is blank, which means the Unix socket in unix_socket_dir, but that is blank too; allowed: a host name, an address or a directory", label)
+		}
+		if d.Password.Set() && d.User == "" {
+			if b.dialect == dialectYAML {
+				b.problems.add(d.origins["password"], "%s: password is given without user; allowed: both or none", label)
+			} else {
+				b.note("%s: password is ignored without user", label)
+			}
+		}
+		if len(d.DBName) > maxDatabase {
+			b.problems.add(d.origins["dbname"], "%s: dbname %s is longer than %d bytes", label, shown(d.DBName), maxDatabase)
+		}
+		if len(d.User) > maxUser {
+			b.problems.add(d.origins["user"], "%s: user %s is longer than %d bytes", label, shown(d.User), maxUser)
+		}
+	}
+}
+
+func (b *builder) peers() {
+	for _, p := range b.config.Peers {
+		label := "peers " + shown(p.Name)
+		if n, ok := parseInt(p.Name); !ok || n < 1 || n > 16383 {
+			b.problems.add(p.at, "%s: the name is not a peer's id; allowed: whole numbers from 1 to 16383", label)
+		}
+		if p.Host == "" {
+			b.problems.add(p.at, "%s: host is blank; allowed: the peer's address", label)
+		}
+	}
+}
