@@ -31,6 +31,9 @@ func (l *Loop) Unset(t *Timer) {
 // Armed reports whether t will fire.
 func (t *Timer) Armed() bool { return t.pos != 0 }
 
+// When is the time an armed timer fires at.
+func (t *Timer) When() time.Duration { return t.when }
+
 // timerHeap is a binary heap whose members know their place, so that a timer is moved without a search.
 type timerHeap []*Timer
 

@@ -1,0 +1,20 @@
+package pool
+
+// Probe starts an attempt that no waiter asked for, to try something on it; nil when p's size or a shared limit does not
+// leave room for it and spare backends more. There is no Open effect; answer with Opened or OpenFailed.
+func (ps *Pools) Probe(now Time, p *Pool, spare int) *Backend {
+	if p.retired {
+		return nil
+	}
+	if size := p.settings.Size; size > 0 && p.held+spare >= size {
+		return nil
+	}
+	for _, l := range p.limits {
+		if l.bounded() && l.room() <= spare {
+			return nil
+		}
+	}
+	b := ps.start(now, p)
+	ps.changed(now, p)
+	return b
+}

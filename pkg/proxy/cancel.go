@@ -1,0 +1,110 @@
+package proxy
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"time"
+
+	"github.com/pgberth/pgberth/pkg/pgwire"
+)
+
+// cancelKey is what a client presents to cancel: its pid and secret as sent in BackendKeyData.
+type cancelKey [8]byte
+
+// maxCancels bounds the cancel requests under way to servers.
+const maxCancels = 128
+
+// cancelFor carries a client's CancelRequest to the server connection that works for it now. A client that has none, or
+// nothing under way, has nothing to cancel: the request is dropped, as PostgreSQL drops one that comes late.
+func (p *Proxy) cancelFor(req pgwire.CancelRequest, done func()) {
+	k, ok := keyOf(req.PID, req.Key)
+	c := p.keys[k]
+	if !ok || c == nil {
+		p.log.Info("cancel request with an unknown key")
+		done()
+		return
+	}
+	if c.server == nil || !c.server.link.Busy() || c.server.task != taskNone {
+		done()
+		return
+	}
+	p.cancelServer(c.server, done)
+}
+
+// sendCancel cancels what s runs, for the pooler's own reasons.
+func (p *Proxy) sendCancel(s *server) { p.cancelServer(s, func() {}) }
+
+// cancelServer sends the request over a connection of its own and awaits its end: then the signal has been sent. Until
+// that, s serves nobody else.
+func (p *Proxy) cancelServer(s *server, done func()) {
+	if p.cancels >= maxCancels || len(s.secret) == 0 {
+		p.log.Warn("cancel request dropped", "under_way", p.cancels, "allowed", maxCancels)
+		done()
+		return
+	}
+	p.cancels++
+	s.cancels++
+	p.counters.Cancels++
+	network, addr, timeout := s.network, s.remote, p.set.CancelWaitTimeout
+	packet := pgwire.AppendCancel(nil, s.pid, s.secret)
+	p.work(func() {
+		// Not the proxy's own context: a cancel at shutdown must still go out.
+		err := deliverCancel(context.WithoutCancel(p.ctx), network, addr, packet, timeout)
+		p.loop.Post(func() {
+			if err != nil {
+				p.log.Warn("cancel request failed", "server", addr, "error", err)
+			}
+			p.cancels--
+			s.cancels--
+			s.cancelArrived()
+			done()
+			p.settle()
+			p.stopIfEmpty()
+		})
+	})
+}
+
+// cancelArrived lets the connection go on to others.
+func (s *server) cancelArrived() {
+	if s.cancels > 0 || s.closed || s.closing {
+		return
+	}
+	if s.awaitsCancels {
+		s.ready()
+		return
+	}
+	s.progress()
+}
+
+func deliverCancel(ctx context.Context, network, addr string, packet []byte, timeout time.Duration) error {
+	if timeout <= 0 {
+		timeout = 10 * time.Second
+	}
+	ctx, stop := context.WithTimeout(ctx, timeout)
+	defer stop()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(timeout))
+	if _, err := conn.Write(packet); err != nil {
+		return err
+	}
+	// The server answers nothing; it closes when the signal has been sent.
+	var b [1]byte
+	_, _ = conn.Read(b[:])
+	return nil
+}
+
+// keyOf makes the key of a request whose secret has the length that protocol 3.0 gives it.
+func keyOf(pid uint32, key []byte) (k cancelKey, ok bool) {
+	if len(key) != 4 {
+		return k, false
+	}
+	binary.BigEndian.PutUint32(k[:4], pid)
+	copy(k[4:], key)
+	return k, true
+}

@@ -1,0 +1,459 @@
+// Package proxy is the pooler: clients on one side, server connections on the other, and one event loop goroutine that
+// owns them all, so that none needs a lock.
+//
+// Dialling a server, its login and cancel requests run as ordinary blocking goroutines that hand their result to the
+// loop. A client's login runs in the loop: it is a handful of small messages, and thousands at once must not cost a
+// goroutine and its stack each; only deriving a key from a password is done outside.
+//
+// It refuses to know where its settings come from, that Kubernetes exists, or why its capacity changes; it never parses
+// SQL or decodes rows, and it never exits the process.
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/pgberth/pgberth/pkg/eventloop"
+	"github.com/pgberth/pgberth/pkg/pgwire"
+	"github.com/pgberth/pgberth/pkg/pool"
+	"github.com/pgberth/pgberth/pkg/session"
+)
+
+// tickInterval bounds how late the pool's timeouts are noticed while something changes all the time.
+const tickInterval = 250 * time.Millisecond
+
+// stopGrace is how long Run waits for server connections to end when it stops.
+const stopGrace = 2 * time.Second
+
+// Proxy is one pooler. New assembles, Run works; everything else may be called from any goroutine.
+type Proxy struct {
+	log  *slog.Logger
+	loop *eventloop.Loop
+
+	// All below belongs to the loop.
+	set     *Settings
+	tracked *session.Tracked
+	pools   *pool.Pools
+	pooled  map[pool.Key]*pooled
+	creds   map[credentialKey]*credential
+	derived map[string]derivedVerifier // of plain secrets in the user list, by user
+	offload offload
+	mock    []byte // secret of the verifiers shown for unknown users
+
+	listeners []*listener
+	clients   []*client
+	keys      map[cancelKey]*client
+	servers   map[*server]struct{}
+	nextID    uint64
+	cancels   int
+
+	effects  []pool.Effect
+	settling bool
+	tick     eventloop.Timer
+
+	draining bool
+	stopping bool
+	stopAt   eventloop.Timer
+
+	counters Counters
+
+	ctx     context.Context // ends the blocking goroutines
+	cancel  context.CancelFunc
+	workers sync.WaitGroup
+}
+
+// pooled is what the proxy keeps per (database, user) beside the pool itself.
+type pooled struct {
+	pool  *pool.Pool
+	route Route
+	// welcome is what clients are told at login: the parameters of the first server connection, kept up to date.
+	welcome     session.Params
+	haveWelcome bool
+	// refusal is the server's last word to a login that failed for good.
+	refusal *LoginError
+	counts  PoolCounters
+	dials   int // for taking hosts in turn
+}
+
+// New assembles a proxy that does not listen yet.
+func New(set *Settings, log *slog.Logger) (*Proxy, error) {
+	loop, err := eventloop.New()
+	if err != nil {
+		return nil, err
+	}
+	var seed [40]byte
+	if _, err := rand.Read(seed[:]); err != nil {
+		loop.Close()
+		return nil, err
+	}
+	var s uint64
+	for _, b := range seed[:8] {
+		s = s<<8 | uint64(b)
+	}
+	p := &Proxy{
+		log: log, loop: loop, set: set,
+		tracked: session.NewTracked(set.Tracked),
+		pools:   pool.New(s),
+		pooled:  map[pool.Key]*pooled{},
+		creds:   map[credentialKey]*credential{},
+		derived: map[string]derivedVerifier{},
+		mock:    seed[8:],
+		keys:    map[cancelKey]*client{},
+		servers: map[*server]struct{}{},
+	}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
+	p.pools.SetLimit(0, pool.AllClients, "", set.MaxClients)
+	return p, nil
+}
+
+// Listen opens the listeners of the settings. It is called once, before Run. On an error none stays open.
+func (p *Proxy) Listen() error {
+	for _, l := range p.set.Listeners {
+		if err := p.listen(l); err != nil {
+			for _, l := range p.listeners {
+				l.close()
+			}
+			p.listeners = nil
+			return err
+		}
+	}
+	return nil
+}
+
+// Run serves until Stop, or until a drain ends. When it returns every connection is closed and every goroutine it
+// started has ended.
+func (p *Proxy) Run() error {
+	err := p.loop.Run()
+	p.cancel()
+	p.workers.Wait()
+	for _, l := range p.listeners {
+		l.close()
+	}
+	return err
+}
+
+// Drain keeps serving and ends Run when the last client has left, at latest after limit. A second call ends it at once.
+func (p *Proxy) Drain(limit time.Duration) {
+	p.loop.Post(func() {
+		if p.draining {
+			p.stop()
+			return
+		}
+		p.draining = true
+		p.log.Info("draining: waiting for clients to leave", "clients", len(p.clients), "limit", limit)
+		if len(p.clients) == 0 {
+			p.stop()
+			return
+		}
+		p.loop.Set(&p.stopAt, p.loop.Now()+limit, func() {
+			p.log.Warn("drain limit reached, closing the remaining clients", "clients", len(p.clients))
+			p.stop()
+		})
+	})
+}
+
+// Stop ends Run soon: clients are told, server connections are closed politely.
+func (p *Proxy) Stop() { p.loop.Post(p.stop) }
+
+func (p *Proxy) stop() {
+	if p.stopping {
+		return
+	}
+	p.stopping, p.draining = true, true
+	for _, l := range p.listeners {
+		l.close()
+	}
+	for len(p.clients) > 0 {
+		c := p.clients[len(p.clients)-1]
+		if c.state == stateLinger {
+			c.end("")
+			continue
+		}
+		if s := c.server; s != nil && s.link.Busy() {
+			p.sendCancel(s)
+		}
+		c.fail("57P01", "terminating connection: the pooler is shutting down")
+		c.end("pooler is shutting down")
+	}
+	for s := range p.servers {
+		if s.closing {
+			continue
+		}
+		p.pools.Discard(p.now(), s.pb, pool.ShuttingDown)
+		s.close("pooler is shutting down")
+	}
+	p.settle()
+	p.loop.Set(&p.stopAt, p.loop.Clock()+stopGrace, p.loop.Stop)
+	p.stopIfEmpty()
+}
+
+func (p *Proxy) stopIfEmpty() {
+	if p.stopping && len(p.servers) == 0 && p.cancels == 0 {
+		p.loop.Stop()
+	}
+}
+
+// Reload swaps the settings. Listeners stay as they are.
+func (p *Proxy) Reload(set *Settings) {
+	p.loop.Post(func() { p.reload(set) })
+}
+
+func (p *Proxy) reload(set *Settings) {
+	set.Listeners = p.set.Listeners
+	p.set = set
+	p.tracked = session.NewTracked(set.Tracked)
+	now := p.now()
+	p.pools.SetLimit(now, pool.AllClients, "", set.MaxClients)
+	for _, bp := range p.pools.All() {
+		if bp.Retired() {
+			continue
+		}
+		key := bp.Key()
+		pl := p.pooled[key]
+		route, ok := set.Route(key.Database, key.User)
+		if !ok || pl == nil {
+			p.pools.Retire(now, bp)
+			delete(p.pooled, key)
+			continue
+		}
+		route.Pool.Server = route.server()
+		old := pl.route
+		pl.route = route
+		p.setLimits(&route)
+		p.pools.Reconfigure(now, bp, route.Pool)
+		if old.Pool.Server != route.Pool.Server || old.DBName != route.DBName || old.Password != route.Password || !maps.Equal(old.Startup, route.Startup) {
+			pl.haveWelcome = false
+			pl.refusal = nil
+			p.pools.Recycle(now, bp)
+		}
+	}
+	p.settle()
+	p.armTick()
+}
+
+// SetCapacity bounds the server connections to one database server ("host:port"), from now on and whatever the pools'
+// own sizes say; n < 0 takes the bound away. What is above n closes when it is idle, then when its transaction ends; what
+// is left at the deadline (from now) is cancelled and closed.
+func (p *Proxy) SetCapacity(server string, n int, deadline time.Duration) {
+	p.loop.Post(func() {
+		now := p.now()
+		p.pools.SetCapacity(now, server, n, now+deadline)
+		p.settle()
+		p.armTick()
+	})
+}
+
+func (p *Proxy) setLimits(r *Route) {
+	now := p.now()
+	p.pools.SetLimit(now, pool.DatabaseClients, r.Database, r.MaxDatabaseClients)
+	p.pools.SetLimit(now, pool.DatabaseBackends, r.Database, r.MaxDatabaseBackends)
+	p.pools.SetLimit(now, pool.UserClients, r.User, r.MaxUserClients)
+	p.pools.SetLimit(now, pool.UserBackends, r.User, r.MaxUserBackends)
+}
+
+// ensure finds or makes the pool that a login is routed to.
+func (p *Proxy) ensure(r Route) *pooled {
+	key := pool.Key{Database: r.Database, User: r.User}
+	if pl := p.pooled[key]; pl != nil {
+		return pl
+	}
+	p.setLimits(&r)
+	r.Pool.Server = r.server()
+	pl := &pooled{route: r}
+	pl.pool = p.pools.Ensure(p.now(), key, r.Pool)
+	p.pooled[key] = pl
+	p.armTick()
+	return pl
+}
+
+func (p *Proxy) now() pool.Time { return p.loop.Now() }
+
+// settle carries out what the pool decided. Handlers call it last, when nothing of theirs is left in the scratch buffer:
+// a linked client's bytes go out from here.
+func (p *Proxy) settle() {
+	if p.settling {
+		return
+	}
+	p.settling = true
+	for {
+		// Copied, because carrying one out asks the pool for more.
+		p.effects = append(p.effects[:0], p.pools.Effects()...)
+		if len(p.effects) == 0 {
+			break
+		}
+		for i := range p.effects {
+			p.carryOut(p.effects[i])
+			p.effects[i] = pool.Effect{}
+		}
+	}
+	p.settling = false
+}
+
+func (p *Proxy) carryOut(e pool.Effect) {
+	switch e.Kind {
+	case pool.Link:
+		c := e.Client.Ref.(*client)
+		// The hot path has linked it already, and it may even have gone on since.
+		if c.server == nil && c.pc.Backend() == e.Backend {
+			c.linked(e.Backend.Ref.(*server))
+		}
+	case pool.Open:
+		p.open(e.Backend)
+	case pool.Check:
+		e.Backend.Ref.(*server).run(taskCheck, p.set.ServerCheckQuery)
+	case pool.Reset:
+		s := e.Backend.Ref.(*server)
+		s.run(taskReset, s.pooled.route.ResetQuery)
+	case pool.Close:
+		e.Backend.Ref.(*server).close(e.Reason.String())
+	case pool.Kill:
+		p.kill(e)
+	case pool.Fail:
+		e.Client.Ref.(*client).refused(e.Reason)
+	}
+}
+
+// kill ends a server connection whose time is over, whatever it does: its query is cancelled first, because a server
+// does not notice that its client is gone before it writes.
+func (p *Proxy) kill(e pool.Effect) {
+	s, ok := e.Backend.Ref.(*server)
+	if !ok || s.closing {
+		return // still dialling: the pool asks for a close when that has succeeded
+	}
+	if s.link.Busy() {
+		p.sendCancel(s)
+	}
+	c := s.client
+	if c != nil {
+		c.fail("57P01", "terminating connection due to administrator command: "+e.Reason.String())
+	}
+	s.close(e.Reason.String())
+	if c != nil {
+		c.linger(e.Reason.String())
+	}
+}
+
+// armTick has the pool looked at when its next timeout is due.
+func (p *Proxy) armTick() {
+	next, ok := p.pools.Next()
+	if !ok {
+		p.loop.Unset(&p.tick)
+		return
+	}
+	now := p.loop.Now()
+	next = max(next, now+time.Millisecond)
+	next = min(next, now+tickInterval)
+	if p.tick.Armed() && p.tick.When() <= next {
+		return
+	}
+	p.loop.Set(&p.tick, next, p.onTick)
+}
+
+func (p *Proxy) onTick() {
+	p.pools.Tick(p.now())
+	p.settle()
+	p.armTick()
+}
+
+// work runs fn on a goroutine of its own; Run waits for it.
+func (p *Proxy) work(fn func()) {
+	p.workers.Add(1)
+	go func() {
+		defer p.workers.Done()
+		fn()
+	}()
+}
+
+// open dials for a backend that the pool has made room for.
+func (p *Proxy) open(b *pool.Backend) {
+	pl := p.pooled[b.Pool().Key()]
+	if pl == nil || p.stopping {
+		p.pools.OpenFailed(p.now(), b, false)
+		return
+	}
+	sec, proof, ok := p.serverSecret(pl)
+	if !ok {
+		p.pools.OpenFailed(p.now(), b, false)
+		return
+	}
+	p.dialFor(b, pl, sec, func(d *dialed, err error) { p.opened(b, pl, proof, d, err) })
+}
+
+// dialFor dials on a goroutine of its own and hands the result to the loop.
+func (p *Proxy) dialFor(b *pool.Backend, pl *pooled, sec secret, then func(*dialed, error)) {
+	r := &pl.route
+	pl.dials++
+	spec := dialSpec{
+		host: r.Hosts[pl.dials%len(r.Hosts)], port: r.Port, database: r.DBName, user: r.User,
+		secret: sec, startup: r.Startup, timeout: p.set.ServerConnectTimeout, keepAlive: p.set.KeepAlive,
+	}
+	p.counters.Dials++
+	p.work(func() {
+		d, err := dial(p.ctx, spec)
+		if !p.loop.Post(func() { then(d, err) }) && err == nil {
+			d.close()
+		}
+	})
+}
+
+func (p *Proxy) opened(b *pool.Backend, pl *pooled, proof *proof, d *dialed, err error) {
+	defer func() {
+		p.settle()
+		p.armTick()
+		p.stopIfEmpty()
+	}()
+	if err == nil {
+		p.serve(b, pl, proof, d)
+		return
+	}
+	p.counters.DialFailures++
+	var le *LoginError
+	permanent := errors.As(err, &le) && le.permanent()
+	if permanent {
+		pl.refusal = le
+	}
+	p.disproved(pl, proof, le)
+	p.log.Warn("cannot connect to server", "database", pl.route.Database, "user", pl.route.User, "server", pl.route.server(), "error", err)
+	p.pools.OpenFailed(p.now(), b, permanent)
+}
+
+// serve takes a finished login into the pool.
+func (p *Proxy) serve(b *pool.Backend, pl *pooled, proof *proof, d *dialed) {
+	s, err := p.adopt(b, pl, d)
+	if err != nil {
+		p.log.Error("cannot watch server connection", "error", err)
+		p.pools.OpenFailed(p.now(), b, false)
+		return
+	}
+	pl.refusal = nil
+	p.proved(pl, proof, d.secret)
+	if p.stopping {
+		p.pools.Discard(p.now(), b, pool.ShuttingDown)
+		s.close("pooler is shutting down")
+		return
+	}
+	p.pools.Opened(p.now(), b)
+}
+
+// LoginError is what a server answered to a login.
+type LoginError struct{ pgwire.ErrorFields }
+
+func (e *LoginError) Error() string {
+	return fmt.Sprintf("server refused the login: %s (SQLSTATE %s)", e.Message, e.Code)
+}
+
+// permanent: waiting does not help. 53300 and 57P03 are the server's way to say later; a reply without SQLSTATE says
+// nothing.
+func (e *LoginError) permanent() bool {
+	switch e.Code {
+	case "", "53300", "57P03", "57P01", "57P02":
+		return false
+	}
+	return true
+}

@@ -1,0 +1,552 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/pgberth/pgberth/pkg/eventloop"
+	"github.com/pgberth/pgberth/pkg/pgwire"
+	"github.com/pgberth/pgberth/pkg/pool"
+	"github.com/pgberth/pgberth/pkg/session"
+)
+
+// task is what the pooler itself has a server connection do. Answers to it are not relayed.
+type task uint8
+
+const (
+	taskNone task = iota
+	// taskParams sets the parameters in which the server connection differs from its client's session.
+	taskParams
+	// taskCheck runs server_check_query before use after a long rest.
+	taskCheck
+	// taskReset runs server_reset_query after a session.
+	taskReset
+	// taskAbandon ends what a client has left behind.
+	taskAbandon
+)
+
+// wholeMessage is the largest message of those that must be seen whole, in bytes. It fits the scratch buffer.
+const wholeMessage = 32 << 10
+
+// server is one server connection, a backend. It is linked to at most one client.
+type server struct {
+	conn   eventloop.Conn
+	pb     *pool.Backend
+	p      *Proxy
+	pooled *pooled
+	client *client
+
+	link   session.Link
+	params session.Params
+	task   task
+	failed *pgwire.ErrorFields // what the task's query met
+
+	in       []byte // lent; read, not yet handled
+	out      []byte // lent; not yet written, from outAt on
+	outAt    int
+	remain   int // bytes of the current message still to come
+	readable bool
+	closing  bool
+	closed   bool
+
+	// cancels in flight: until they have arrived the connection may not serve anybody else, whose query they would hit.
+	cancels       int
+	awaitsCancels bool
+	timer         eventloop.Timer
+
+	pid     uint32
+	secret  []byte
+	network string
+	remote  string // address as dialled, for cancel requests
+	id      uint64
+}
+
+// adopt makes a server connection of a finished login. On an error the socket is closed.
+func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
+	p.nextID++
+	s := &server{p: p, pb: b, pooled: pl, pid: d.pid, secret: d.key, network: d.network, remote: d.remote, id: p.nextID, readable: true}
+	s.link.Reset()
+	for _, kv := range d.params {
+		if name, ok := p.tracked.Canonical(kv.Name); ok {
+			s.params = s.params.With(name, kv.Value)
+		}
+	}
+	if err := p.loop.Add(&s.conn, d.fd, s); err != nil {
+		return nil, err
+	}
+	if len(d.rest) > 0 {
+		s.in = append(p.loop.Buffers.Lend(len(d.rest)), d.rest...)
+	}
+	b.Ref = s
+	p.servers[s] = struct{}{}
+	if !pl.haveWelcome {
+		pl.welcome, pl.haveWelcome = session.MakeParams(d.params), true
+	}
+	p.log.Debug("server connection opened", "database", pl.route.Database, "user", pl.route.User, "server", d.remote, "server_pid", d.pid)
+	return s, nil
+}
+
+// Ready is the event loop's call.
+func (s *server) Ready(ev eventloop.Events) {
+	if ev&eventloop.Readable != 0 {
+		s.readable = true
+	}
+	if ev&eventloop.Writable != 0 && len(s.out) > 0 {
+		s.flush()
+	}
+	s.pump()
+	s.p.settle()
+}
+
+// pump reads and handles what the server sent, as long as the client takes it.
+func (s *server) pump() {
+	for turn := 0; s.readable || (len(s.in) > 0 && turn == 0); turn++ {
+		if s.closed || (s.client != nil && len(s.client.out) > 0) {
+			return
+		}
+		if turn == turnsPerCall {
+			s.p.loop.Again(&s.conn)
+			return
+		}
+		buf := s.p.loop.Scratch()
+		n := copy(buf, s.in)
+		s.p.loop.Buffers.Return(s.in)
+		s.in = nil
+		var err error
+		if s.readable {
+			var m int
+			m, err = s.conn.Read(buf[n:])
+			if m < len(buf)-n && err == nil {
+				s.readable = false
+			}
+			n += m
+			s.pooled.counts.BytesSent += uint64(m)
+		}
+		rest := s.process(buf[:n])
+		if s.closed {
+			return
+		}
+		if len(rest) > 0 {
+			s.in = append(s.p.loop.Buffers.Lend(len(rest)), rest...)
+		}
+		if err != nil {
+			s.readable = false
+			if !errors.Is(err, eventloop.ErrWouldBlock) {
+				s.ended(err)
+				return
+			}
+		}
+		s.progress()
+	}
+}
+
+// process relays whole ranges of buf to the client and returns what must wait for more bytes.
+func (s *server) process(buf []byte) (rest []byte) {
+	if s.closing {
+		return nil // only the end of file matters
+	}
+	off := min(s.remain, len(buf))
+	s.remain -= off
+	from := 0
+	if s.swallows() {
+		from = off
+	}
+	for off < len(buf) {
+		typ, size, ok, err := pgwire.Header(buf[off:], s.p.set.MaxPacketSize)
+		if err != nil {
+			s.forward(buf[from:off])
+			s.broken(err)
+			return nil
+		}
+		if !ok {
+			break
+		}
+		whole := off+size <= len(buf)
+		var status byte
+		switch typ {
+		case pgwire.ReadyForQuery:
+			if size != pgwire.HeaderSize+1 {
+				s.forward(buf[from:off])
+				s.broken(fmt.Errorf("server sent ReadyForQuery of length %d, allowed is 5", size-1))
+				return nil
+			}
+			if whole {
+				status = buf[off+pgwire.HeaderSize]
+			}
+		case pgwire.ParameterStatus:
+			if size > wholeMessage {
+				s.forward(buf[from:off])
+				s.broken(fmt.Errorf("server sent a ParameterStatus of %d bytes, allowed are %d", size, wholeMessage))
+				return nil
+			}
+		case pgwire.ErrorResponse:
+			// Its text is wanted where nobody else reads it.
+			if !s.swallows() || size > wholeMessage {
+				whole = true
+			}
+		default:
+			whole = true
+		}
+		if !whole {
+			break
+		}
+		if err := s.link.Received(typ, status); err != nil {
+			s.forward(buf[from:off])
+			s.broken(err)
+			return nil
+		}
+		end := min(off+size, len(buf))
+		body := buf[off+pgwire.HeaderSize : end]
+		switch {
+		case typ == pgwire.ParameterStatus:
+			s.reported(body)
+		case typ == pgwire.ErrorResponse && s.swallows():
+			f := pgwire.ReadError(body)
+			s.failed = &f
+		case s.client == nil && s.task == taskNone && !harmlessIdle(typ):
+			s.broken(fmt.Errorf("idle server connection got message %s", pgwire.TypeName(typ)))
+			return nil
+		}
+		s.remain = off + size - end
+		off = end
+		if s.swallows() {
+			from = off
+			if typ == pgwire.ReadyForQuery {
+				s.taskStep()
+				if s.closed || s.closing {
+					return nil
+				}
+			}
+		}
+	}
+	s.forward(buf[from:off])
+	return buf[off:]
+}
+
+// swallows: what the server says is not for a client.
+func (s *server) swallows() bool {
+	return s.client == nil || s.task != taskNone || s.client.state == stateLogin
+}
+
+// harmlessIdle are the messages a server may send at any time. An error is not: it announces the end.
+func harmlessIdle(typ byte) bool {
+	return typ == pgwire.NoticeResponse || typ == pgwire.NotificationResponse || typ == pgwire.ParameterStatus
+}
+
+func (s *server) forward(b []byte) {
+	if len(b) > 0 && s.client != nil {
+		s.client.write(b)
+	}
+}
+
+// reported: the server tells a parameter's value. The client that caused it keeps it for its session.
+func (s *server) reported(body []byte) {
+	name, value, ok := pgwire.ReadParameterStatus(body)
+	if !ok {
+		return
+	}
+	canonical, tracked := s.p.tracked.Canonical(name)
+	if tracked {
+		s.params = s.params.With(canonical, value)
+		if c := s.client; c != nil && s.task == taskNone {
+			c.params = c.params.With(canonical, value)
+		}
+		return
+	}
+	// in_hot_standby, server_version and the like change for everybody.
+	s.pooled.welcome = s.pooled.welcome.With(name, value)
+}
+
+// progress looks whether the client is done with this connection, after bytes from the server have been handled or
+// flushed.
+func (s *server) progress() {
+	c := s.client
+	if c == nil || s.task != taskNone || s.closed || s.closing {
+		return
+	}
+	if len(c.out) > 0 || s.remain > 0 || len(s.in) > 0 {
+		return
+	}
+	if c.state == stateLeaving {
+		if s.link.Abandon() != session.Wait {
+			c.end("client close request")
+		}
+		return
+	}
+	if c.remain > 0 || !s.link.Settled() {
+		return
+	}
+	c.answered()
+	if s.cancels > 0 {
+		return // released when they have arrived
+	}
+	mode := s.pb.Pool().Settings().Mode
+	switch {
+	case s.link.Lost():
+		c.end("server connection lost step")
+	case s.link.Idle():
+		if mode != pool.Session {
+			c.detach()
+		} else {
+			c.counted()
+		}
+	case mode == pool.Statement:
+		c.fail("08P01", "transaction blocks not allowed in statement pooling mode")
+		c.linger("transaction blocks not allowed in statement pooling mode")
+	}
+}
+
+// write sends bytes to the server; what the socket does not take is kept in a lent buffer, and the client is not read
+// until that is gone.
+func (s *server) write(b []byte) {
+	if s.closed {
+		return
+	}
+	if len(s.out) > 0 {
+		s.out = grow(&s.p.loop.Buffers, s.out, b)
+		return
+	}
+	n, err := s.conn.Write(b)
+	if err != nil && !errors.Is(err, eventloop.ErrWouldBlock) {
+		// The server may have said why before it went: reading tells.
+		s.readable = true
+		s.p.loop.Again(&s.conn)
+		return
+	}
+	if n < len(b) {
+		s.out = append(s.p.loop.Buffers.Lend(len(b)-n), b[n:]...)
+		s.outAt = 0
+		s.conn.WantWrite(true)
+	}
+}
+
+func (s *server) flush() {
+	n, err := s.conn.Write(s.out[s.outAt:])
+	if err != nil {
+		if !errors.Is(err, eventloop.ErrWouldBlock) {
+			s.dropOut()
+			s.readable = true
+		}
+		return
+	}
+	s.outAt += n
+	if s.outAt < len(s.out) {
+		return
+	}
+	s.dropOut()
+	if s.client != nil {
+		s.client.pump()
+	}
+}
+
+func (s *server) dropOut() {
+	s.p.loop.Buffers.Return(s.out)
+	s.out, s.outAt = nil, 0
+	s.conn.WantWrite(false)
+}
+
+// run has the server connection do a query of the pooler's own. The connection is idle.
+func (s *server) run(t task, sql string) {
+	s.task = t
+	s.failed = nil
+	_ = s.link.Sent(pgwire.Query) // always allowed
+	s.write(pgwire.AppendQuery(nil, sql))
+}
+
+// taskStep: the server answered ReadyForQuery to a task.
+func (s *server) taskStep() {
+	switch s.task {
+	case taskAbandon:
+		s.cleanUp()
+		return
+	case taskParams:
+		s.task = taskNone
+		c := s.client
+		if s.failed != nil {
+			// The client asked for a value the server does not take.
+			why := *s.failed
+			s.discard(pool.ParameterChangeFailed)
+			if c != nil {
+				c.fail(why.Code, "invalid server parameter: "+why.Message)
+				c.linger("invalid server parameter")
+			}
+			return
+		}
+		if c != nil {
+			// The server's spelling is the canonical one; keeping ours would set it again each time.
+			c.params = c.params.Over(s.params)
+			s.p.loop.Again(&c.conn)
+			if c.state == stateLeaving {
+				c.end("client close request")
+			}
+		}
+		return
+	case taskCheck, taskReset:
+		t := s.task
+		s.task = taskNone
+		if s.failed != nil || !s.link.Idle() {
+			s.p.log.Warn("server connection failed its query between clients", "query", taskName(t), "database", s.pooled.route.Database)
+			if t == taskCheck {
+				s.discard(pool.TestFailed)
+			} else {
+				s.discard(pool.ResetFailed)
+			}
+			return
+		}
+		s.ready()
+	}
+}
+
+func taskName(t task) string {
+	if t == taskCheck {
+		return "server_check_query"
+	}
+	return "server_reset_query"
+}
+
+// ready: clean, and usable by anybody, unless a cancel request may still arrive.
+func (s *server) ready() {
+	if s.awaitsCancels = s.cancels > 0; !s.awaitsCancels {
+		s.p.pools.Ready(s.p.now(), s.pb)
+	}
+}
+
+// abandoned: the client has left. A connection in a known state is ended politely in its place, which costs a ROLLBACK
+// and not a connection.
+func (s *server) abandoned(partial bool) {
+	if s.closing || s.closed {
+		return
+	}
+	if partial || s.link.Lost() {
+		s.discard(pool.ClientLeftQuerying)
+		return
+	}
+	if s.link.Idle() && s.task == taskNone && s.cancels == 0 {
+		s.p.pools.Release(s.p.now(), s.pb)
+		return
+	}
+	s.p.pools.Unlink(s.p.now(), s.pb)
+	if s.task == taskNone || s.task == taskParams {
+		s.task = taskAbandon
+		if !s.link.Busy() || s.link.Abandon() != session.Wait {
+			s.cleanUp()
+		}
+	}
+}
+
+// cleanUp says the next thing in the place of a client that has left.
+func (s *server) cleanUp() {
+	switch s.link.Abandon() {
+	case session.Wait:
+	case session.SayCopyFail:
+		_ = s.link.Sent(pgwire.CopyFail)
+		s.write(pgwire.AppendCopyFail(nil, "client disconnected"))
+	case session.SaySync:
+		_ = s.link.Sent(pgwire.Sync)
+		s.write(pgwire.AppendSync(nil))
+	case session.SayRollback:
+		s.run(taskAbandon, "ROLLBACK")
+	case session.GiveUp:
+		s.discard(pool.ClientLeftQuerying)
+	case session.Done:
+		s.task = taskNone
+		if q := s.pooled.route.ResetQuery; q != "" {
+			s.run(taskReset, q)
+			return
+		}
+		s.ready()
+	}
+}
+
+// broken: the server does not speak the protocol.
+func (s *server) broken(err error) {
+	s.p.counters.ServerViolations++
+	s.p.log.Warn("server connection broke the protocol", "database", s.pooled.route.Database, "user", s.pooled.route.User, "server_pid", s.pid, "error", err)
+	c, mid := s.client, s.remain > 0
+	why := pool.BadHeader
+	if s.pb.State() == pool.Idle {
+		why = pool.IdleServerDirty
+	}
+	s.discard(why)
+	if c != nil {
+		c.lostServer(mid, err.Error())
+	}
+}
+
+// ended: the server closed the connection, which proves that its slot is free.
+func (s *server) ended(err error) {
+	if s.closed {
+		return
+	}
+	c, mid := s.client, s.remain > 0
+	if !s.closing {
+		if !errors.Is(err, io.EOF) {
+			s.p.log.Warn("server connection failed", "database", s.pooled.route.Database, "user", s.pooled.route.User, "server_pid", s.pid, "error", err)
+		}
+		s.p.pools.Discard(s.p.now(), s.pb, pool.ServerCrashed)
+	}
+	s.unlink()
+	s.finish()
+	if c != nil {
+		s.p.counters.ServerCrashes++
+		c.lostServer(mid, "server conn crashed?")
+	}
+}
+
+// unlink forgets the client, on both sides.
+func (s *server) unlink() {
+	if s.client != nil {
+		s.client.server = nil
+		s.client = nil
+	}
+}
+
+// discard has the pool forget the connection and closes it.
+func (s *server) discard(why pool.Reason) {
+	if s.closing || s.closed {
+		return
+	}
+	s.p.pools.Discard(s.p.now(), s.pb, why)
+	s.close(why.String())
+}
+
+// close ends the connection politely and waits for the server to close: only that proves that its slot is free. The
+// pool has it as closing already; a client that is still linked is the caller's to tell.
+func (s *server) close(reason string) {
+	if s.closing || s.closed {
+		return
+	}
+	s.closing = true
+	s.p.log.Debug("closing server connection", "database", s.pooled.route.Database, "user", s.pooled.route.User, "server_pid", s.pid, "reason", reason)
+	s.unlink()
+	if len(s.out) > 0 {
+		s.dropOut() // a message cut short: the server will see the end of file
+	} else {
+		_, _ = s.conn.Write(pgwire.AppendTerminate(nil))
+	}
+	s.conn.CloseWrite()
+	s.readable = true
+	s.p.loop.Again(&s.conn)
+	s.p.loop.Set(&s.timer, s.p.loop.Now()+s.p.set.ServerCloseTimeout, func() {
+		s.finish()
+		s.p.settle()
+	})
+}
+
+// finish closes the socket and gives the slot back.
+func (s *server) finish() {
+	if s.closed {
+		return
+	}
+	s.closed = true
+	s.p.loop.Unset(&s.timer)
+	s.p.loop.Buffers.Return(s.in)
+	s.p.loop.Buffers.Return(s.out)
+	s.in, s.out = nil, nil
+	s.conn.Close()
+	delete(s.p.servers, s)
+	s.p.pools.Closed(s.p.now(), s.pb)
+	s.p.armTick()
+	s.p.stopIfEmpty()
+}

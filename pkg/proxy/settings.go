@@ -1,0 +1,100 @@
+package proxy
+
+import (
+	"io/fs"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pgberth/pgberth/pkg/pool"
+)
+
+// AuthType is how clients prove who they are.
+type AuthType uint8
+
+const (
+	// Trust asks for nothing.
+	Trust AuthType = iota
+	// Any is Trust that also ignores the name: every client becomes the database's forced user.
+	Any
+	// Plain asks for the password in clear and compares it with the user list.
+	Plain
+	// ScramSHA256 proves the password of the user list without showing it.
+	ScramSHA256
+	// Passthrough asks for the password in clear and has the database server judge it.
+	Passthrough
+)
+
+// Listener is an address to listen on.
+type Listener struct {
+	TCP     netip.AddrPort // or
+	Unix    string         // the socket's path
+	Mode    fs.FileMode    // of a Unix socket
+	Group   int            // of a Unix socket; -1 leaves it alone
+	Backlog int
+}
+
+// Route is everything that holds for a client that logged in as some user to some database.
+type Route struct {
+	Database string // as clients call it; with User the identity of the pool
+	User     string // the user the server sees: forced, or the client's
+
+	Hosts    []string // names, addresses, or directories of Unix sockets; never empty
+	Port     int
+	DBName   string
+	Password string // User's, when it is known: in clear or an "md5…" hash
+	// Startup are sent to the server in the startup packet, besides user and database.
+	Startup map[string]string
+
+	Pool       pool.Settings // Server is filled in by the proxy
+	ResetQuery string        // "" when none runs; Pool.Reset says the same
+
+	// Limits shared with other pools; 0 is none.
+	MaxDatabaseBackends, MaxDatabaseClients int
+	MaxUserBackends, MaxUserClients         int
+}
+
+// server names the database server: what shares a capacity.
+func (r *Route) server() string { return strings.Join(r.Hosts, ",") + ":" + strconv.Itoa(r.Port) }
+
+// Settings is everything a Proxy obeys. It is immutable; Reload swaps it for another.
+type Settings struct {
+	Listeners []Listener
+
+	Auth AuthType
+	// Users is the user list: name to password, "md5…" hash or SCRAM verifier. Nil means that there is none.
+	Users           map[string]string
+	ScramIterations int
+	PassthroughTTL  time.Duration
+
+	// Route resolves a login; false when there is no such database. It must be pure and fast.
+	Route      func(database, user string) (Route, bool)
+	MaxClients int // 0 is unlimited
+
+	// Tracked are the extra parameters kept per client; IgnoreStartup those that are dropped at login.
+	Tracked       []string
+	IgnoreStartup []string
+
+	ServerCheckQuery     string        // "" is an empty Query
+	ClientLoginTimeout   time.Duration // 0 is none, here and below
+	ServerConnectTimeout time.Duration
+	ServerCloseTimeout   time.Duration // how long a closing server connection may take to end
+	CancelWaitTimeout    time.Duration
+
+	MaxPacketSize int // bytes
+	KeepAlive     KeepAlive
+
+	LogConnections    bool
+	LogDisconnections bool
+	LogPoolerErrors   bool
+}
+
+// KeepAlive are the TCP settings of both sides; zero values leave the system's.
+type KeepAlive struct {
+	On             bool
+	Idle, Interval time.Duration
+	Count          int
+	UserTimeout    time.Duration
+	SocketBuffer   int // bytes
+}
