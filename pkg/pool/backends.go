@@ -68,8 +68,13 @@ func (b *Backend) become(s State) {
 	b.state = s
 }
 
-// open starts an attempt.
+// open starts an attempt and asks the caller to make it.
 func (ps *Pools) open(now Time, p *Pool) {
+	ps.emit(Effect{Kind: Open, Backend: ps.start(now, p)})
+}
+
+// start counts a new attempt.
+func (ps *Pools) start(now Time, p *Pool) *Backend {
 	p.served.attempts++
 	b := &Backend{pool: p, seq: p.served.attempts, limits: p.limits, generation: p.generation, startedAt: now}
 	p.held++
@@ -82,7 +87,7 @@ func (ps *Pools) open(now Time, p *Pool) {
 	}
 	p.refresh()
 	ps.rearm(p) // one more backend may allow an idle one to time out
-	ps.emit(Effect{Kind: Open, Backend: b})
+	return b
 }
 
 // forgetBackend uncounts b: its slot is free.
@@ -198,7 +203,11 @@ func (ps *Pools) unwanted(now Time, b *Backend) Reason {
 		return TooManyServers
 	}
 	for _, l := range b.limits {
-		if l.excess() > 0 {
+		excess := l.excess()
+		if b.state == Opening && p.waiters.n > 0 {
+			excess -= l.counts[Opening] - 1 // the other attempts can go instead: they serve nobody yet
+		}
+		if excess > 0 {
 			return l.lowered
 		}
 	}

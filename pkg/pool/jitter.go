@@ -2,7 +2,7 @@ package pool
 
 import "time"
 
-// splitmix64 is the finaliser of the generator of that name: one number in, one well mixed number out.
+// splitmix64 is the finalizer of the generator of that name: one number in, one well mixed number out.
 func splitmix64(x uint64) uint64 {
 	x += 0x9e3779b97f4a7c15
 	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9

@@ -21,8 +21,8 @@ import (
 //   - A backend goes only from a pool with the younger head to one with the older. Serving a waiter makes a pool's head
 //     younger, so two pools cannot both be the older one, and the oldest waiter of all is never passed over.
 //   - A backend serves at least once before it goes, so every login serves somebody: no livelock.
-//   - A backend also stays until it has been of use for amortise times what its login took (at most a second). So
-//     however hard the pools pull, logins take at most 1/(amortise+1) of a slot's time, and a pool that waits is
+//   - A backend also stays until it has been of use for amortize times what its login took (at most a second). So
+//     however hard the pools pull, logins take at most 1/(amortize+1) of a slot's time, and a pool that waits is
 //     delayed by little more than the logins themselves cost.
 //   - Each pool takes at most MaxConnecting at a time, and while closings that were promised to it are under way no
 //     other backend is closed for the same waiter.
@@ -32,8 +32,8 @@ import (
 // fairness with nothing, keeps what becomes free until it has everything it needs.
 const (
 	fairness    = time.Second
-	amortise    = 4
-	maxAmortise = time.Second
+	amortize    = 4
+	maxAmortize = time.Second
 )
 
 // wanted is how many backends p could open for its waiters if shared limits allowed.
@@ -153,7 +153,7 @@ func (p *Pool) contended(b *Backend) bool {
 		if p.hungryAt != 0 && p.limits[kind] == l {
 			others--
 		}
-		if others > 0 && l.bounded() && l.room() <= 0 {
+		if others > 0 && l.bounded() {
 			return true
 		}
 	}
@@ -318,7 +318,7 @@ func (b *Backend) evictable(now Time, p *Pool, offered *Backend) bool {
 	if q.waiters.n == 0 {
 		return b.state == Idle || b == offered && b.state == Testing
 	}
-	if b != offered || b.state != Testing || !b.served || now-b.openedAt < min(amortise*(b.openedAt-b.startedAt), maxAmortise) {
+	if b != offered || b.state != Testing || !b.served || now-b.openedAt < min(amortize*(b.openedAt-b.startedAt), maxAmortize) {
 		return false
 	}
 	older := q.waiters.head.since - p.waiters.head.since
