@@ -16,6 +16,8 @@ BENCH_FLAGS ?=
 DEMO_FLAGS  ?=
 # The PgBouncer to compare with; empty means Debian's.
 PGBOUNCER ?=
+# The Debian suite whose source package `make pgbouncer-new` builds.
+PGBOUNCER_SUITE ?= trixie
 # Where built binaries and pinned tools go; both are ignored by git.
 BIN      ?= bin
 TOOLS    ?= .bin
@@ -76,6 +78,10 @@ fuzz: ## every fuzz target for FUZZTIME each
 bench: deps-postgres deps-pgbouncer sidecar ## PostgreSQL, PgBouncer and the sidecar in turn; results in docs/benchmarks (BENCH_FLAGS=-h)
 	@$(GO) build -o $(BIN)/bench ./e2e/bench
 	@exec $(BIN)/bench -sidecar $(BIN)/sidecar $(BENCH_FLAGS)
+
+.PHONY: pgbouncer-new
+pgbouncer-new: ## build a newer PgBouncer from Debian's source package, for make bench PGBOUNCER=<the path it prints>
+	@e2e/bench/pgbouncer-new $(PGBOUNCER_SUITE) $(TOOLS)
 
 .PHONY: lint
 lint: $(golangci) ## golangci-lint and gofmt, with the version pinned here

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	stormCase  = "storm"
+	largeCase  = "large"
+	memoryCase = "memory"
+)
+
+// relayCases by name: "simple-16" is pgbench's simple protocol with 16 clients.
+func relayCases() (names []string, cases map[string]relayCase) {
+	cases = map[string]relayCase{}
+	for _, protocol := range []string{"simple", "extended"} {
+		for _, clients := range []int{1, 16, 64, 200} {
+			name := fmt.Sprintf("%s-%d", strings.TrimSuffix(protocol, "ended"), clients)
+			names = append(names, name)
+			cases[name] = relayCase{protocol, clients}
+		}
+	}
+	return names, cases
+}
+
+func caseNames() []string {
+	names, _ := relayCases()
+	return append(names, stormCase, largeCase, memoryCase)
+}
+
+// round measures every case at every target once, with poolers started for this round.
+func (l *lab) round(ctx context.Context, s settings, round int, turn []string, r *results) error {
+	relayNames, relays := relayCases()
+	wanted := func(name string) bool { return slices.Contains(s.cases, name) }
+
+	measure := func(name string, targets []string, f func(target string) (sample, error)) error {
+		if !wanted(name) {
+			return nil
+		}
+		for _, target := range targets {
+			found, err := f(target)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err != nil {
+				return fmt.Errorf("%s, %s: %w", name, target, err)
+			}
+			r.add(name, target, round, found)
+			fmt.Fprintf(os.Stderr, "round %d/%d  %-10s %-16s %s\n", round+1, s.rounds, name, target, found)
+		}
+		return nil
+	}
+
+	// Memory first: nothing else runs then.
+	poolers := slices.DeleteFunc(slices.Clone(turn), func(name string) bool { return name == directTarget })
+	if err := measure(memoryCase, poolers, func(target string) (sample, error) { return l.memory(ctx, target) }); err != nil {
+		return err
+	}
+
+	if slices.ContainsFunc(relayNames, wanted) || wanted(largeCase) {
+		trusting, err := l.startAll(ctx, turn, "trust")
+		if err != nil {
+			return err
+		}
+		defer trusting.stop()
+		for _, target := range turn {
+			if _, err := l.relay(ctx, relayCase{"simple", poolSize}, trusting[target], time.Second); err != nil {
+				return fmt.Errorf("warming up %s: %w", target, err)
+			}
+		}
+		for _, name := range relayNames {
+			if err := measure(name, turn, func(target string) (sample, error) {
+				return l.relay(ctx, relays[name], trusting[target], s.duration)
+			}); err != nil {
+				return err
+			}
+		}
+		if err := measure(largeCase, turn, func(target string) (sample, error) { return l.large(ctx, trusting[target]) }); err != nil {
+			return err
+		}
+	}
+
+	if !wanted(stormCase) {
+		return nil
+	}
+	asking, err := l.startAll(ctx, turn, "scram-sha-256")
+	if err != nil {
+		return err
+	}
+	defer asking.stop()
+	return measure(stormCase, turn, func(target string) (sample, error) { return l.storm(ctx, asking[target], s.duration) })
+}
