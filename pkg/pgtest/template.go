@@ -66,24 +66,24 @@ rm -rf -- "$1"`
 func reap(cmd *exec.Cmd) { _ = cmd.Wait() }
 
 // held are files this package keeps for as long as the process lives; CheckLeaks does not count them.
-var held files
+var held = files{fds: map[*os.File]int{}}
 
 type files struct {
 	sync.Mutex
-	open []*os.File // referenced here, or the garbage collector would close them
+	fds map[*os.File]int // referenced here, or the garbage collector would close them
 }
 
 func (f *files) add(file *os.File) {
 	f.Lock()
 	defer f.Unlock()
-	f.open = append(f.open, file)
+	f.fds[file] = int(file.Fd())
 }
 
 func (f *files) has(fd int) bool {
 	f.Lock()
 	defer f.Unlock()
-	for _, file := range f.open {
-		if int(file.Fd()) == fd {
+	for _, held := range f.fds {
+		if held == fd {
 			return true
 		}
 	}
@@ -93,11 +93,6 @@ func (f *files) has(fd int) bool {
 func (f *files) close(file *os.File) {
 	f.Lock()
 	defer f.Unlock()
-	for i, other := range f.open {
-		if other == file {
-			f.open = append(f.open[:i], f.open[i+1:]...)
-			file.Close()
-			return
-		}
-	}
+	delete(f.fds, file)
+	file.Close()
 }
