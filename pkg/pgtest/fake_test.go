@@ -58,7 +58,7 @@ func TestAFakeRefusesEncryption(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	fmt.Fprint(c, "\x00\x00\x00\x08\x04\xd2\x16\x2f\x00\x00\x00\x08\x04\xd2\x16\x30\x00\x00\x00\x09\x00\x03\x00\x00\x00")
+	fmt.Fprint(c, "\x00\x00\x00\x08\x04\xd2\x16\x2f\x00\x00\x00\x08\x04\xd2\x16\x30\x00\x00\x00\x10\x00\x03\x00\x00user\x00a\x00\x00")
 	got, _ := io.ReadAll(c)
 	if !strings.HasPrefix(string(got), "NNR") {
 		t.Errorf("got %q", got)
@@ -105,7 +105,7 @@ func TestAFakeClosesAtAnyByte(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprint(c, "\x00\x00\x00\x09\x00\x03\x00\x00\x00")
+		fmt.Fprint(c, "\x00\x00\x00\x10\x00\x03\x00\x00user\x00a\x00\x00")
 		got, _ := io.ReadAll(c)
 		c.Close()
 		if len(got) != cut {
