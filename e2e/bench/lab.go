@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/pgberth/pgberth/pkg/pgtest"
 	"github.com/pgberth/pgberth/pkg/scram"
 )
 
@@ -16,7 +17,7 @@ import (
 type lab struct {
 	dir                string
 	sidecar, pgbouncer string
-	postgres           *postgres
+	postgres           *pgtest.Server
 	verifier           string     // of the guest's password
 	keys               scram.Keys // of the same, so that the client's part of a login costs little
 }
@@ -33,32 +34,45 @@ func openLab(ctx context.Context, s settings, dir string) (*lab, error) {
 	if l.verifier, l.keys, err = credentials(); err != nil {
 		return nil, err
 	}
-	if l.postgres, err = startPostgres(ctx, dir); err != nil {
+	if l.postgres, err = pgtest.Launch(ctx, pgtest.Options{MaxConnections: 500, Settings: map[string]string{
+		"shared_buffers": "256MB", "max_wal_size": "4GB",
+	}}); err != nil {
 		return nil, err
 	}
-	for _, sql := range []string{
-		"CREATE ROLE " + owner + " LOGIN",
-		fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'", guest, l.verifier),
-		fmt.Sprintf("CREATE DATABASE %s OWNER %s", database, owner),
-	} {
-		if err := l.postgres.exec(ctx, sql); err != nil {
-			l.close()
-			return nil, err
-		}
-	}
-	if _, err := l.pgbench(ctx, l.postgres.port, "-i", "-q", "-s", fmt.Sprint(scale)); err != nil {
+	if err := l.furnish(ctx); err != nil {
 		l.close()
 		return nil, err
 	}
 	return l, nil
 }
 
-func (l *lab) close() { l.postgres.stop() }
+// furnish makes the roles, pgbench's tables, and PostgreSQL ask the guest for a password.
+func (l *lab) furnish(ctx context.Context) error {
+	file, err := l.postgres.Query(ctx, "SHOW hba_file")
+	if err != nil {
+		return err
+	}
+	for _, sql := range []string{
+		"CREATE ROLE " + owner + " LOGIN",
+		fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s'", guest, l.verifier),
+		fmt.Sprintf("CREATE DATABASE %s OWNER %s", database, owner),
+		fmt.Sprintf("COPY (VALUES ('local all all trust'), ('host all %s all scram-sha-256'), ('host all all all trust')) TO '%s'", guest, file[0][0]),
+		"SELECT pg_reload_conf()",
+	} {
+		if err := l.postgres.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
+	_, err = l.pgbench(ctx, l.postgres.Port, "-i", "-q", "-s", fmt.Sprint(scale))
+	return err
+}
+
+func (l *lab) close() { l.postgres.Close() }
 
 // pgbench runs it against a port of this machine, over TCP and without TLS, and returns what it printed.
 func (l *lab) pgbench(ctx context.Context, port int, args ...string) (string, error) {
 	args = append([]string{"-h", "127.0.0.1", "-p", fmt.Sprint(port), "-U", owner}, args...)
-	cmd := exec.CommandContext(ctx, l.postgres.binary("pgbench"), append(args, database)...)
+	cmd := exec.CommandContext(ctx, l.postgres.Bin("pgbench"), append(args, database)...)
 	cmd.Env = append(os.Environ(), "PGSSLMODE=disable", "PGGSSENCMODE=disable", "PGCONNECT_TIMEOUT=20")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second

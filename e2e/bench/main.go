@@ -152,5 +152,8 @@ func workingFolder() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := os.Setenv("TMPDIR", dir); err != nil { // PostgreSQL's files go there too
+		return "", err
+	}
 	return dir, os.Chmod(dir, 0o755)
 }

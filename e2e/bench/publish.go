@@ -28,7 +28,7 @@ func environment(ctx context.Context, s settings, l *lab) machine {
 		cpu:       field("/proc/cpuinfo", "model name"),
 		memory:    field("/proc/meminfo", "MemTotal"),
 		kernel:    ask("uname", "-sr"),
-		postgres:  l.postgres.version(),
+		postgres:  ask(l.postgres.Bin("postgres"), "--version"),
 		pgbouncer: ask(s.pgbouncer, "--version"),
 		sidecar:   "not measured",
 	}

@@ -81,7 +81,7 @@ func (i instance) stop() {
 // start runs a pooler that asks its clients for authType, or says where PostgreSQL is.
 func (l *lab) start(ctx context.Context, name, authType string) (instance, error) {
 	if name == directTarget {
-		return instance{port: l.postgres.port}, nil
+		return instance{port: l.postgres.Port}, nil
 	}
 	port, err := daemon.FreePort()
 	if err != nil {
@@ -97,7 +97,7 @@ func (l *lab) start(ctx context.Context, name, authType string) (instance, error
 	}
 	users := filepath.Join(dir, "userlist.txt")
 	config := filepath.Join(dir, file)
-	text := fmt.Sprintf(template, database, l.postgres.port, owner, port, authType, users, poolSize, maxClients)
+	text := fmt.Sprintf(template, database, l.postgres.Port, owner, port, authType, users, poolSize, maxClients)
 	for path, content := range map[string]string{
 		users:  fmt.Sprintf("%q \"\"\n%q %q\n", owner, guest, l.verifier),
 		config: text,
