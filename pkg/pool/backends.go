@@ -32,6 +32,7 @@ type Backend struct {
 	generation          int
 	startedAt, openedAt Time
 	idleSince, linkedAt Time
+	idleOrder           int    // of becoming idle, among all
 	served              bool   // linked at least once
 	chosen              bool   // scratch of victims
 	reason              Reason // of Closing
@@ -164,6 +165,9 @@ func (ps *Pools) Unlink(now Time, b *Backend) {
 	b.unlink()
 	b.become(Testing)
 	b.pool.refreshQueued()
+	if b.pool.relieved() {
+		ps.plan(now, nil)
+	}
 }
 
 // spare finds the next use of b, which nobody uses: none, another pool's, a reset, the next waiter, or idleness.
@@ -179,7 +183,7 @@ func (ps *Pools) spare(now Time, b *Backend, reset bool) {
 		ps.plan(now, nil)
 		return
 	}
-	if p.contended(b) && ps.plan(now, b) {
+	if (p.contended(b) || p.relieved()) && ps.plan(now, b) {
 		ps.changed(now, p)
 		ps.plan(now, nil)
 		return
@@ -227,7 +231,8 @@ func (ps *Pools) settle(now Time, b *Backend) {
 		ps.armWait(p)
 		return
 	}
-	b.idleSince = now
+	ps.idled++
+	b.idleSince, b.idleOrder = now, ps.idled
 	b.become(Idle)
 	ps.armIdle(p, b)
 }

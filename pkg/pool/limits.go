@@ -162,22 +162,11 @@ func (ps *Pools) trim(now Time, l *limit) {
 	for l.excess() > 0 && l.counts[Idle] > 0 {
 		var b *Backend
 		for o := l.all.head; o != nil; o = o.links[l.kind].next {
-			if o.state == Idle && (b == nil || colder(o, b)) {
+			if o.state == Idle && (b == nil || o.idleOrder < b.idleOrder) {
 				b = o
 			}
 		}
 		ps.close(now, b, l.lowered)
 		ps.changed(now, b.pool)
 	}
-}
-
-// colder orders idle backends: the longest idle first, ties by key, then by age.
-func colder(a, b *Backend) bool {
-	if a.idleSince != b.idleSince {
-		return a.idleSince < b.idleSince
-	}
-	if a.pool != b.pool {
-		return comparePools(a.pool, b.pool) < 0
-	}
-	return a.seq < b.seq
 }

@@ -146,6 +146,15 @@ func (p *Pool) hopeful() bool {
 	return true
 }
 
+// relieved says whether p needs less than it is promised, so that others may have it.
+func (p *Pool) relieved() bool {
+	if p.claims == 0 || p.claims <= p.wanted() {
+		return false
+	}
+	p.claims = 0
+	return true
+}
+
 // contended says whether closing b might serve another pool.
 func (p *Pool) contended(b *Backend) bool {
 	for kind, l := range b.limits {
@@ -166,6 +175,16 @@ func (ps *Pools) plan(now Time, offered *Backend) bool {
 	if len(ps.hungry) == 0 && len(ps.short) == 0 {
 		return false
 	}
+	for ps.share(now, offered) {
+		// What was closed for one pool may complete what an older one was lacking.
+	}
+	ps.warm(now)
+	return offered != nil && offered.state == Closing
+}
+
+// share walks the hungry pools as told above, and says whether it opened or closed anything.
+func (ps *Pools) share(now Time, offered *Backend) bool {
+	effects := len(ps.effects)
 	order := append(ps.order[:0], ps.hungry...)
 	slices.SortFunc(order, func(a, b *Pool) int {
 		return cmp.Or(cmp.Compare(a.waiters.head.since, b.waiters.head.since), comparePools(a, b))
@@ -195,8 +214,7 @@ func (ps *Pools) plan(now Time, offered *Backend) bool {
 	}
 	clear(order)
 	ps.order = order[:0]
-	ps.warm(now)
-	return offered != nil && offered.state == Closing
+	return len(ps.effects) > effects
 }
 
 // place finds a slot for p: free, about to be free, or made free.
@@ -279,7 +297,7 @@ func (ps *Pools) victims(now Time, p *Pool, lacking limitSet, offered *Backend) 
 					continue
 				}
 				cover := p.covers(b, lacking)
-				if more := cover.size() - bestCover.size(); best == nil || more > 0 || more == 0 && warmthBefore(b, best, offered) {
+				if more := cover.size() - bestCover.size(); best == nil || more > 0 || more == 0 && colder(b, best, offered) {
 					best, bestCover = b, cover
 				}
 			}
@@ -301,24 +319,27 @@ func (ps *Pools) victims(now Time, p *Pool, lacking limitSet, offered *Backend) 
 	return out
 }
 
-// warmthBefore orders victims: idle ones by colder, the offered one last.
-func warmthBefore(a, b, offered *Backend) bool {
+// colder orders victims: the longest idle first, the offered one last.
+func colder(a, b, offered *Backend) bool {
 	if a == offered || b == offered {
 		return b == offered && a != offered
 	}
-	return colder(a, b)
+	return a.idleOrder < b.idleOrder
 }
 
 // evictable says whether b may be closed for p: nobody of its own pool needs it, or p is owed it.
 func (b *Backend) evictable(now Time, p *Pool, offered *Backend) bool {
 	q := b.pool
-	if q == p {
+	switch {
+	case q == p:
 		return false
-	}
-	if q.waiters.n == 0 {
-		return b.state == Idle || b == offered && b.state == Testing
-	}
-	if b != offered || b.state != Testing || !b.served || now-b.openedAt < min(amortize*(b.openedAt-b.startedAt), maxAmortize) {
+	case b.state == Idle:
+		return true
+	case b != offered || b.state != Testing:
+		return false
+	case q.waiters.n == 0:
+		return true
+	case !b.served || now-b.openedAt < min(amortize*(b.openedAt-b.startedAt), maxAmortize):
 		return false
 	}
 	older := q.waiters.head.since - p.waiters.head.since

@@ -75,6 +75,7 @@ type Pools struct {
 	seed    uint64
 	ticked  Time // of the latest Tick; time-dependent permissions to open are granted by Tick alone
 	created int  // pools ever made
+	idled   int  // times a backend became idle
 
 	byKey  map[Key]*Pool // live pools; looked up, never walked
 	sorted []*Pool       // live and retired ones, by key, then age
@@ -128,7 +129,7 @@ type Pool struct {
 	nextExpiry Time // no lifetime closing before it
 
 	hungryAt, shortAt int // index in the lists of Pools plus 1; 0 = not in it
-	claims            int // during plan: slots promised, from closings under way
+	claims            int // by the latest plan: slots promised, from closings under way
 	timer             timer
 	served            counters
 }
