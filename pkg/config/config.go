@@ -134,8 +134,8 @@ type Auth struct {
 
 // TLS of both sides.
 type TLS struct {
-	Client TLSSide // between clients and this process
-	Server TLSSide // between this process and servers
+	Client ClientTLS // between clients and this process
+	Server TLSSide   // between this process and servers
 }
 
 // TLSSide is one side's TLS.
@@ -147,8 +147,13 @@ type TLSSide struct {
 	Protocols    string
 	Ciphers      string
 	TLS13Ciphers string
-	DHEParams    string // clients only
-	ECDHCurve    string // clients only
+}
+
+// ClientTLS is the side of clients, to whom this process is the server.
+type ClientTLS struct {
+	TLSSide
+	DHEParams string
+	ECDHCurve string
 }
 
 // TCP options of client and server sockets; 0 leaves the system's value.

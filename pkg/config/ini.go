@@ -23,6 +23,7 @@ type iniParser struct {
 	required bool   // [pgbouncer] was seen
 	open     []string
 	files    int
+	seen     map[[2]string]int // section and name of an entry: its index
 }
 
 const unknownSection = "?"
@@ -34,7 +35,7 @@ const (
 )
 
 func parseINI(file string, data []byte, read func(string) ([]byte, error), ps *Problems) document {
-	p := iniParser{read: read, ps: ps}
+	p := iniParser{read: read, ps: ps, seen: map[[2]string]int{}}
 	p.file(file, data)
 	if !p.required {
 		ps.add(Origin{Source: FromFile, Name: file}, "section [pgbouncer] is missing; allowed: the sections [pgbouncer], [databases], [users], [peers], the first required")
@@ -154,10 +155,12 @@ func (p *iniParser) entry(list *[]entry, v pair) {
 		pairs[i].at = v.at
 	}
 	e := entry{name: v.key, at: v.at, pairs: pairs}
-	if i := slices.IndexFunc(*list, func(old entry) bool { return old.name == e.name }); i >= 0 {
+	id := [2]string{p.section, e.name}
+	if i, again := p.seen[id]; again {
 		(*list)[i] = e
 		return
 	}
+	p.seen[id] = len(*list)
 	*list = append(*list, e)
 }
 
@@ -196,10 +199,10 @@ func parseConnString(text string) ([]pair, error) {
 		var value string
 		if quoted, ok := strings.CutPrefix(text, "'"); ok {
 			if value, text, ok = unquote(quoted, '\''); !ok {
-				return nil, fmt.Errorf("the value of %s has no closing quote", shown(key))
+				return nil, fmt.Errorf("the value of %s has no closing quote", shownKey(key))
 			}
 			if text != "" && strings.IndexByte(blanks, text[0]) < 0 {
-				return nil, fmt.Errorf("the value of %s goes on after its closing quote", shown(key))
+				return nil, fmt.Errorf("the value of %s goes on after its closing quote", shownKey(key))
 			}
 		} else {
 			end := strings.IndexAny(text, blanks)
@@ -209,7 +212,7 @@ func parseConnString(text string) ([]pair, error) {
 			value, text = text[:end], text[end:]
 		}
 		if value == "" {
-			return nil, fmt.Errorf("the value of %s is empty", shown(key))
+			return nil, fmt.Errorf("the value of %s is empty", shownKey(key))
 		}
 		pairs = append(pairs, pair{key: key, text: value})
 	}

@@ -35,14 +35,16 @@ func Load(in Input) (*Config, error) {
 		file = named
 	}
 	d := dialectFor(file)
-	doc := readDocument(file, d, in.Read, &ps)
+	doc, whole := readDocument(file, d, in.Read, &ps)
 
 	c := &Config{file: file}
 	b := builder{config: c, dialect: d, problems: &ps, bad: map[string]bool{}}
 	b.settings(doc.settings, fromEnv, fromFlags, flags)
 	b.entries(doc)
 	b.userlist(in.Read)
-	b.relations()
+	if whole { // else what is missing would be blamed
+		b.relations()
+	}
 	return c.orProblems(ps)
 }
 
@@ -53,17 +55,18 @@ func (c *Config) orProblems(ps Problems) (*Config, error) {
 	return c, nil
 }
 
-func readDocument(file string, d dialect, read func(string) ([]byte, error), ps *Problems) document {
+// readDocument takes in the file; whole is false when nothing of it could be read.
+func readDocument(file string, d dialect, read func(string) ([]byte, error), ps *Problems) (doc document, whole bool) {
 	if file == "" {
-		return document{}
+		return document{}, true
 	}
 	data, err := read(file)
 	if err != nil {
 		ps.add(Origin{}, "configuration file %s: %s", shown(file), reason(err))
-		return document{}
+		return document{}, false
 	}
 	if d == dialectINI {
-		return parseINI(file, data, read, ps)
+		return parseINI(file, data, read, ps), true
 	}
 	return parseYAML(file, data, ps)
 }
@@ -89,7 +92,11 @@ func readFlags(args []string, ps *Problems) (pairs []pair, flags *pflag.FlagSet,
 		switch {
 		case len(arg) > 1 && arg[0] == '-' && (arg[1] != '-' || flags.Lookup(name) == nil):
 			name, _, _ = strings.Cut(arg, "=")
-			ps.add(Origin{Source: FromFlag, Name: name}, "unknown flag%s", suggestion(strings.TrimLeft(name, "-"), append(keys(globals), "config")))
+			hint := ""
+			if near := nearest(strings.TrimLeft(name, "-"), append(keys(globals), "config")); near != "" {
+				hint = fmt.Sprintf("; did you mean --%s?", near)
+			}
+			ps.add(Origin{Source: FromFlag, Name: name}, "unknown flag%s", hint)
 		default:
 			known = append(known, arg)
 		}
@@ -111,7 +118,7 @@ func readFlags(args []string, ps *Problems) (pairs []pair, flags *pflag.FlagSet,
 		files = append(files, f.Value.String())
 	}
 	if len(files) > 1 {
-		ps.add(Origin{}, "more than one configuration file: %s; allowed is one", strings.Join(files, ", "))
+		ps.add(Origin{}, "more than one configuration file: %s; allowed: one", strings.Join(files, ", "))
 	}
 	if len(files) > 0 {
 		file = files[0]
@@ -155,11 +162,11 @@ func readEnviron(environ []string, ps *Problems) (pairs []pair, file string) {
 		if serviceLink.MatchString("_" + key) {
 			continue
 		}
-		did := suggestion(key, keys(globals))
-		if near, _, ok := strings.Cut(strings.TrimPrefix(did, `; did you mean "`), `"`); ok {
-			did = fmt.Sprintf("; did you mean %s?", envPrefix+strings.ToUpper(near))
+		hint := ""
+		if near := nearest(key, keys(globals)); near != "" {
+			hint = fmt.Sprintf("; did you mean %s%s?", envPrefix, strings.ToUpper(near))
 		}
-		ps.add(at, "unknown variable%s", did)
+		ps.add(at, "unknown variable%s", hint)
 	}
 	slices.SortStableFunc(pairs, func(a, b pair) int { return strings.Compare(a.key, b.key) })
 	return pairs, file
@@ -231,7 +238,7 @@ func (b *builder) layer(pairs []pair, d dialect) map[string]any {
 // judge parses one text into dst or adds the sentence that refuses it.
 func (b *builder) judge(label string, p pair, dst reflect.Value, l limits) bool {
 	if p.list && dst.Type() != reflect.TypeFor[[]string]() {
-		b.problems.add(p.at, "%s is a list; allowed is a single value", label)
+		b.problems.add(p.at, "%s is a list; allowed: a single value", label)
 		return false
 	}
 	allowed := assign(dst, p.text, l)
@@ -244,45 +251,43 @@ func (b *builder) judge(label string, p pair, dst reflect.Value, l limits) bool 
 
 // entries fills databases, users and peers.
 func (b *builder) entries(doc document) {
-	for _, e := range doc.databases {
+	c := b.config
+	b.each("databases", doc.databases, maxDatabase, func(label string, e entry) {
 		d := Database{Name: e.name, at: e.at}
-		if b.named("databases", e, maxDatabase, doc.databases) {
-			d.origins = fill(b, &d, perDatabase, fmt.Sprintf("databases %s: ", shown(e.name)), e)
-			b.config.Databases = append(b.config.Databases, d)
-		}
-	}
-	for _, e := range doc.users {
+		d.origins = fill(b, &d, perDatabase, label, e)
+		c.Databases = append(c.Databases, d)
+	})
+	b.each("users", doc.users, maxUser, func(label string, e entry) {
 		u := User{Name: e.name, at: e.at}
-		if b.named("users", e, maxUser, doc.users) {
-			u.origins = fill(b, &u, perUser, fmt.Sprintf("users %s: ", shown(e.name)), e)
-			b.config.Users = append(b.config.Users, u)
-		}
-	}
-	for _, e := range doc.peers {
+		u.origins = fill(b, &u, perUser, label, e)
+		c.Users = append(c.Users, u)
+	})
+	b.each("peers", doc.peers, maxUser, func(label string, e entry) {
 		p := Peer{Name: e.name, at: e.at}
-		if b.named("peers", e, maxUser, doc.peers) {
-			p.origins = fill(b, &p, perPeer, fmt.Sprintf("peers %s: ", shown(e.name)), e)
-			b.config.Peers = append(b.config.Peers, p)
-		}
-	}
+		p.origins = fill(b, &p, perPeer, label, e)
+		c.Peers = append(c.Peers, p)
+	})
 }
 
-// named judges an entry's name.
-func (b *builder) named(kind string, e entry, longest int, all []entry) bool {
-	first := slices.IndexFunc(all, func(other entry) bool { return other.name == e.name })
-	switch {
-	case e.name == "":
-		b.problems.add(e.at, "%s: an item has no name; allowed: 1 to %d bytes", kind, longest)
-	case strings.ContainsRune(e.name, 0):
-		b.problems.add(e.at, "%s: name %s contains a NUL byte", kind, shown(e.name))
-	case len(e.name) > longest:
-		b.problems.add(e.at, "%s: name %s is longer than %d bytes", kind, shown(e.name), longest)
-	case all[first].at != e.at:
-		b.problems.add(e.at, "%s: name %s is given twice, first in line %d", kind, shown(e.name), all[first].at.Line)
-	default:
-		return true
+// each calls add for the entries whose name is good and new; label starts the problems of its settings.
+func (b *builder) each(kind string, entries []entry, longest int, add func(label string, e entry)) {
+	seen := map[string]int{}
+	for _, e := range entries {
+		line, twice := seen[e.name]
+		switch {
+		case e.name == "":
+			b.problems.add(e.at, "%s: an item has no name; allowed: 1 to %d bytes", kind, longest)
+		case strings.ContainsRune(e.name, 0):
+			b.problems.add(e.at, "%s: name %s contains a NUL byte", kind, shown(e.name))
+		case len(e.name) > longest:
+			b.problems.add(e.at, "%s: name %s is %d bytes long; allowed: 1 to %d", kind, shown(e.name), len(e.name), longest)
+		case twice:
+			b.problems.add(e.at, "%s: name %s is given twice, first in line %d", kind, shown(e.name), line)
+		default:
+			seen[e.name] = e.at.Line
+			add(fmt.Sprintf("%s %s: ", kind, shown(e.name)), e)
+		}
 	}
-	return false
 }
 
 // fill sets the fields of one entry and tells where each given one came from. Blank means not given.
@@ -300,7 +305,7 @@ func fill[T any](b *builder, dst *T, table []setting[T], label string, e entry) 
 		}
 		s, ok := find(table, key)
 		if !ok {
-			b.problems.add(p.at, "%sunknown setting %s%s", label, shown(p.key), suggestion(p.key, append(keys(table), "name")))
+			b.problems.add(p.at, "%sunknown setting %s%s", label, shownKey(p.key), suggestion(p.key, append(keys(table), "name")))
 			continue
 		}
 		if p.text != "" && b.judge(label+key, p, s.value(dst), b.dialect.of(s.limits)) {

@@ -87,18 +87,34 @@ func shown(text string) string {
 	return fmt.Sprintf("%q", text)
 }
 
-// suggestion ends a sentence about an unknown name with the nearest known one, if one is near enough.
+// shownKey quotes the key of a connection string, if it looks like one: it may be the rest of a password with a blank.
+func shownKey(key string) string {
+	if strings.Trim(key, "abcdefghijklmnopqrstuvwxyz_") != "" {
+		return "of no known form"
+	}
+	return shown(key)
+}
+
+// suggestion ends a sentence about an unknown name.
 func suggestion(name string, known []string) string {
+	if near := nearest(name, known); near != "" {
+		return fmt.Sprintf("; did you mean %q?", near)
+	}
+	return ""
+}
+
+// nearest is the known name that was probably meant, "" when none is near.
+func nearest(name string, known []string) string {
+	if len(name) > 64 {
+		return ""
+	}
 	best, distance := "", 1+max(2, len(name)/3)
 	for _, k := range known {
 		if d := editDistance(strings.ToLower(name), k); d < distance {
 			best, distance = k, d
 		}
 	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf("; did you mean %q?", best)
+	return best
 }
 
 // editDistance counts the letters to insert, drop or replace.

@@ -16,14 +16,15 @@ type Route struct {
 	DBName   string
 	Password Secret // User's: the entry's, else from auth_file, where it may be an md5 hash or a SCRAM verifier
 
-	Mode            PoolMode
-	Size            int // 0 = unlimited
-	MinSize         int // never above Size
-	ReserveSize     int
-	ServerLifetime  time.Duration
-	ResetQuery      string // "" when none runs in this mode
-	QueryWait       time.Duration
-	Query           time.Duration
+	Mode           PoolMode
+	Size           int // 0 = unlimited
+	MinSize        int // never above Size
+	ReserveSize    int
+	ServerLifetime time.Duration
+	ResetQuery     string // "" when none runs in this mode
+	QueryWait      time.Duration
+
+	Query           time.Duration // timeouts of clients: 0 = never
 	IdleTransaction time.Duration
 	Transaction     time.Duration
 	ClientIdle      time.Duration
@@ -31,7 +32,7 @@ type Route struct {
 	MaxDatabaseServers int // limits: 0 = unlimited
 	MaxDatabaseClients int
 	MaxUserServers     int // of User
-	MaxUserClients     int // of the user who logged in
+	MaxUserClients     int // of the user who logged in, whose timeouts of clients hold too
 }
 
 // Database finds the entry for a name a client asked for; the template "*" serves names without one.
@@ -65,7 +66,8 @@ func (c *Config) User(name string) (*User, bool) {
 
 // Route resolves what holds for a client that logged in as user to database; ok is false for an unknown database.
 // Precedence is PgBouncer's: user, then database, then global. Where the entry forces a user, the pool belongs to that
-// one, and so do pool mode, sizes and server limit; a client's own timeouts and client limit stay those of its login.
+// one, and so do pool mode, sizes, queue and server limit, so that all who share a pool agree on it; a client's own
+// timeouts and client limit stay those of its login.
 func (c *Config) Route(database, user string) (r Route, ok bool) {
 	d, ok := c.Database(database)
 	if !ok {
@@ -104,7 +106,7 @@ func (c *Config) Route(database, user string) (r Route, ok bool) {
 	if r.Mode == ModeSession || c.Server.ResetAlways {
 		r.ResetQuery = c.Server.ResetQuery
 	}
-	r.QueryWait = first(c.Timeouts.QueryWait, login.QueryWait, d.QueryWait)
+	r.QueryWait = first(c.Timeouts.QueryWait, owner.QueryWait, d.QueryWait)
 	r.Query = first(c.Timeouts.Query, login.Query)
 	r.IdleTransaction = first(c.Timeouts.IdleTransaction, login.IdleTransaction)
 	r.Transaction = first(c.Timeouts.Transaction, login.Transaction)

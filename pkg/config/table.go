@@ -93,7 +93,7 @@ var globals = []setting[Config]{
 		doc: "wait after which the reserve is used; 0 is never"},
 	{key: "server_connect_concurrency", def: "8", limits: limits{lo: 1, hi: 1000}, field: func(c *Config) any { return &c.Pool.MaxConnecting },
 		doc: "connection attempts under way at once in one pool"},
-	{key: "max_client_conn", def: "100", field: func(c *Config) any { return &c.Limits.Clients },
+	{key: "max_client_conn", def: "100", limits: positive, field: func(c *Config) any { return &c.Limits.Clients },
 		doc: "clients in all"},
 	{key: "max_db_connections", def: "0", field: func(c *Config) any { return &c.Limits.DatabaseServers },
 		doc: "server connections per database, all users; 0 is unlimited"},
@@ -164,7 +164,7 @@ var globals = []setting[Config]{
 	{key: "pool_idle_timeout", def: "0", traits: inert, field: func(c *Config) any { return &c.Timeouts.PoolIdle },
 		doc: "idle time after which an empty pool is forgotten; 0 is never"},
 	{key: "drain_timeout", def: "25", field: func(c *Config) any { return &c.Timeouts.Drain },
-		doc: "how long a polite stop waits for clients"},
+		doc: "how long a polite stop waits for clients; 0 is not at all"},
 
 	// Authentication
 	{key: "auth_type", def: "passthrough", ini: "md5", field: func(c *Config) any { return &c.Auth.Type },
@@ -172,7 +172,7 @@ var globals = []setting[Config]{
 	{key: "auth_file", field: func(c *Config) any { return &c.Auth.File },
 		doc: "file of users and secrets (userlist.txt)"},
 	{key: "passthrough_ttl", def: "600", field: func(c *Config) any { return &c.Auth.PassthroughTTL },
-		doc: "how long keys from a passed-through password are kept"},
+		doc: "how long keys from a passed-through password are kept; 0 is until they fail"},
 	{key: "scram_iterations", def: "4096", limits: limits{lo: 1, hi: 1_000_000}, field: func(c *Config) any { return &c.Auth.ScramIterations },
 		doc: "iterations of SCRAM secrets made from plain passwords"},
 	{key: "auth_hba_file", traits: inert, field: func(c *Config) any { return &c.Auth.HBAFile },

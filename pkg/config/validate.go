@@ -74,6 +74,7 @@ func loopback(addr string) bool {
 
 func (b *builder) authentication() {
 	a := &b.config.Auth
+	given := a.Type
 	if a.Type == AuthMD5 {
 		a.Type = AuthSCRAM
 		b.note("auth_type md5 is served as scram-sha-256, which works with plain and SCRAM secrets; md5 for clients comes in a later version")
@@ -82,18 +83,27 @@ func (b *builder) authentication() {
 	case AuthPassthrough:
 		for _, addr := range b.config.Listen.Addrs {
 			if !loopback(addr) {
-				b.problem("auth_type", []string{"listen_addr"}, "auth_type is passthrough while listen_addr holds %s; passwords in clear are allowed only on loopback addresses and the Unix socket", shown(addr))
+				b.problem("listen_addr", []string{"auth_type"}, "listen_addr holds %s while auth_type is passthrough, which asks for passwords in clear; allowed: loopback addresses and the Unix socket, or another auth_type", shown(addr))
 			}
 		}
 	case AuthPlain, AuthSCRAM:
 		if a.File == "" && a.User == "" {
-			b.problem("auth_type", []string{"auth_file"}, "auth_type is %s but auth_file is blank; allowed: a userlist.txt in auth_file, or auth_type trust, any or passthrough", a.Type)
+			b.problem("auth_type", []string{"auth_file"}, "auth_type is %s but auth_file is blank; allowed: a userlist.txt in auth_file, or auth_type trust, any or passthrough", given)
 		}
 	case AuthAny:
 		for _, d := range b.config.Databases {
 			if d.User == "" {
 				b.problems.add(d.at, "databases %s: user is blank while auth_type is any; allowed: the user to log in as", shown(d.Name))
 			}
+		}
+	}
+	for _, side := range []struct {
+		key  string
+		mode TLSMode
+	}{{"client_tls_sslmode", b.config.TLS.Client.Mode}, {"server_tls_sslmode", b.config.TLS.Server.Mode}} {
+		switch side.mode {
+		case TLSRequire, TLSVerifyCA, TLSVerifyFull:
+			b.note("%s is %s, but TLS comes in a later version: these connections are in clear", side.key, side.mode)
 		}
 	}
 	hashes := 0
@@ -103,7 +113,7 @@ func (b *builder) authentication() {
 		}
 	}
 	if hashes > 0 && a.Type == AuthSCRAM {
-		b.note("auth_file holds md5 secrets of %d users, who cannot log in with scram-sha-256", hashes)
+		b.note("auth_file holds %d md5 secrets, with which nobody can log in by scram-sha-256", hashes)
 	}
 }
 

@@ -214,16 +214,16 @@ func parseTime(text string, l limits) (time.Duration, bool) {
 }
 
 func (l limits) timeAllowed() string {
-	unit, example := "seconds", "15 or 0.5"
+	allowed, durations := "seconds such as 15 or 0.5", "500ms or 1m"
 	if l.unit == time.Millisecond {
-		unit, example = "milliseconds", "500"
+		allowed = "whole milliseconds such as 500"
 	} else if l.whole {
-		unit, example = "whole seconds", "15"
+		allowed, durations = "whole seconds such as 15", "15s or 1m"
 	}
 	if l.durable {
-		return unit + " such as " + example + ", or a duration such as 500ms or 1m"
+		allowed += ", or a duration such as " + durations
 	}
-	return unit + " such as " + example
+	return allowed
 }
 
 func splitList(text string) []string {

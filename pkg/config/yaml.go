@@ -12,28 +12,28 @@ import (
 )
 
 // parseYAML reads the native form: settings at the top level, and the lists databases, users and peers.
-func parseYAML(file string, data []byte, ps *Problems) document {
+func parseYAML(file string, data []byte, ps *Problems) (doc document, whole bool) {
 	at := func(line int) Origin { return Origin{Source: FromFile, Name: file, Line: line} }
-	var doc document
 	decoder := yaml.NewDecoder(bytes.NewReader(data))
 	var root yaml.Node
 	if err := decoder.Decode(&root); err != nil {
-		if !errors.Is(err, io.EOF) {
-			line, text := yamlError(err)
-			ps.add(at(line), "not YAML: %s", text)
+		if errors.Is(err, io.EOF) {
+			return doc, true
 		}
-		return doc
+		line, text := yamlError(err)
+		ps.add(at(line), "not YAML: %s", text)
+		return doc, false
 	}
 	if err := decoder.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		ps.add(at(0), "more than one YAML document; allowed is one")
+		ps.add(at(0), "more than one YAML document; allowed: one")
 	}
 	top := root.Content[0]
 	if top.Kind == yaml.ScalarNode && top.Tag == "!!null" {
-		return doc
+		return doc, true
 	}
 	if top.Kind != yaml.MappingNode {
-		ps.add(at(top.Line), "not a mapping of settings such as pool_mode: transaction")
-		return doc
+		ps.add(at(top.Line), "not a mapping; allowed: settings such as pool_mode: transaction")
+		return doc, false
 	}
 	eachKey(top, at, "", ps, func(key string, where Origin, value *yaml.Node) {
 		switch key {
@@ -49,7 +49,7 @@ func parseYAML(file string, data []byte, ps *Problems) document {
 			}
 		}
 	})
-	return doc
+	return doc, true
 }
 
 // eachKey walks a mapping; label names it in problems.
@@ -110,14 +110,14 @@ func yamlPair(key string, value *yaml.Node, at Origin, label string, ps *Problem
 		items := make([]string, len(value.Content))
 		for i, item := range value.Content {
 			if item = resolve(item); item.Kind != yaml.ScalarNode {
-				ps.add(at, "%s%s holds a list inside its list", label, shown(key))
+				ps.add(at, "%s%s holds a list inside its list; allowed: a list of single values", label, shown(key))
 				return pair{}, false
 			}
 			items[i] = scalar(item)
 		}
 		return pair{key: key, text: strings.Join(items, ","), list: true, at: at}, true
 	}
-	ps.add(at, "%s%s is a mapping; allowed is a single value", label, shown(key))
+	ps.add(at, "%s%s is a mapping; allowed: a single value", label, shown(key))
 	return pair{}, false
 }
 
