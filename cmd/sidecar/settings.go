@@ -1,0 +1,167 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/pgberth/pgberth/pkg/config"
+	"github.com/pgberth/pgberth/pkg/pool"
+	"github.com/pgberth/pgberth/pkg/proxy"
+)
+
+// serverCloseTimeout is how long a server may take to end a connection that was said goodbye to.
+const serverCloseTimeout = 5 * time.Second
+
+var authTypes = map[config.AuthType]proxy.AuthType{
+	config.AuthTrust:       proxy.Trust,
+	config.AuthAny:         proxy.Any,
+	config.AuthPlain:       proxy.Plain,
+	config.AuthSCRAM:       proxy.ScramSHA256,
+	config.AuthPassthrough: proxy.Passthrough,
+}
+
+var poolModes = map[config.PoolMode]pool.Mode{
+	config.ModeSession:     pool.Session,
+	config.ModeTransaction: pool.Transaction,
+	config.ModeStatement:   pool.Statement,
+}
+
+// settings says in the proxy's terms what the configuration says in the operator's.
+func settings(cfg *config.Config) (*proxy.Settings, error) {
+	auth, ok := authTypes[cfg.Auth.Type]
+	if !ok {
+		return nil, fmt.Errorf("auth_type: %s is not supported yet", cfg.Auth.Type)
+	}
+	checkQuery, checks := cfg.Server.Check()
+	set := &proxy.Settings{
+		Auth:            auth,
+		ScramIterations: cfg.Auth.ScramIterations,
+		PassthroughTTL:  cfg.Auth.PassthroughTTL,
+		MaxClients:      cfg.Limits.Clients,
+		Tracked:         cfg.Session.Track,
+		IgnoreStartup:   cfg.Session.IgnoreStartup,
+
+		ServerCheckQuery:     checkQuery,
+		ClientLoginTimeout:   cfg.Timeouts.ClientLogin,
+		ServerConnectTimeout: cfg.Server.ConnectTimeout,
+		ServerCloseTimeout:   serverCloseTimeout,
+		CancelWaitTimeout:    cfg.Timeouts.CancelWait,
+
+		MaxPacketSize: cfg.Session.MaxPacketSize,
+		KeepAlive: proxy.KeepAlive{
+			On: cfg.TCP.Keepalive, Idle: cfg.TCP.KeepaliveIdle, Interval: cfg.TCP.KeepaliveInterval, Count: cfg.TCP.KeepaliveCount,
+			UserTimeout: cfg.TCP.UserTimeout, SocketBuffer: cfg.TCP.SocketBuffer,
+		},
+
+		LogConnections:    cfg.Log.Connections,
+		LogDisconnections: cfg.Log.Disconnections,
+		LogPoolerErrors:   cfg.Log.PoolerErrors,
+	}
+	if cfg.Userlist != nil {
+		set.Users = make(map[string]string, len(cfg.Userlist))
+		for name, secret := range cfg.Userlist {
+			set.Users[name] = secret.Reveal()
+		}
+	}
+	set.Route = func(database, user string) (proxy.Route, bool) {
+		r, ok := cfg.Route(database, user)
+		if !ok {
+			return proxy.Route{}, false
+		}
+		return route(cfg, r, checks), true
+	}
+	listeners, err := listeners(cfg.Listen)
+	if err != nil {
+		return nil, err
+	}
+	set.Listeners = listeners
+	return set, nil
+}
+
+func route(cfg *config.Config, r config.Route, checks bool) proxy.Route {
+	startup := map[string]string{}
+	for name, value := range map[string]string{
+		"client_encoding": r.Entry.ClientEncoding, "DateStyle": r.Entry.DateStyle, "TimeZone": r.Entry.TimeZone, "application_name": r.Entry.ApplicationName,
+	} {
+		if value != "" {
+			startup[name] = value
+		}
+	}
+	return proxy.Route{
+		Database: r.Database, User: r.User,
+		Hosts: r.Hosts, Port: r.Port, DBName: r.DBName, Password: r.Password.Reveal(), Startup: startup,
+		ResetQuery: r.ResetQuery,
+		Pool: pool.Settings{
+			Mode: poolModes[r.Mode],
+			Size: r.Size, MinSize: r.MinSize, ReserveSize: r.ReserveSize, ReserveTimeout: cfg.Pool.ReserveTimeout,
+			QueryWaitTimeout: r.QueryWait, ServerLifetime: r.ServerLifetime, ServerIdleTimeout: cfg.Server.IdleTimeout,
+			CheckDelay: cfg.Server.CheckDelay, Check: checks, Reset: r.ResetQuery != "", RoundRobin: cfg.Server.RoundRobin,
+			// A forced user needs no client to be known.
+			KeepWarm: r.Entry.User != "", MaxConnecting: cfg.Pool.MaxConnecting, LoginRetry: cfg.Server.LoginRetry,
+		},
+		MaxDatabaseBackends: r.MaxDatabaseServers, MaxDatabaseClients: r.MaxDatabaseClients,
+		MaxUserBackends: r.MaxUserServers, MaxUserClients: r.MaxUserClients,
+	}
+}
+
+// listeners resolves the addresses to listen on.
+func listeners(l config.Listen) ([]proxy.Listener, error) {
+	var out []proxy.Listener
+	for _, host := range l.Addrs {
+		addrs, err := addresses(host)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			out = append(out, proxy.Listener{TCP: netip.AddrPortFrom(a, uint16(l.Port)), Backlog: l.Backlog})
+		}
+	}
+	if l.SocketDir != "" {
+		gid := -1
+		if l.SocketGroup != "" {
+			var err error
+			if gid, err = groupID(l.SocketGroup); err != nil {
+				return nil, err
+			}
+		}
+		path := filepath.Join(l.SocketDir, ".s.PGSQL."+strconv.Itoa(l.Port))
+		out = append(out, proxy.Listener{Unix: path, Mode: l.SocketMode, Group: gid, Backlog: l.Backlog})
+	}
+	return out, nil
+}
+
+func addresses(host string) ([]netip.Addr, error) {
+	if host == "*" {
+		return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, nil
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{a}, nil
+	}
+	ips, err := net.LookupIP(host)
+	if err != nil {
+		return nil, fmt.Errorf("listen_addr: cannot resolve %q: %w", host, err)
+	}
+	var out []netip.Addr
+	for _, ip := range ips {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out, nil
+}
+
+func groupID(name string) (int, error) {
+	if n, err := strconv.Atoi(name); err == nil {
+		return n, nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, fmt.Errorf("unix_socket_group: there is no group %q", name)
+	}
+	return strconv.Atoi(g.Gid)
+}
