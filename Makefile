@@ -56,7 +56,7 @@ test: lint test-unit race test-e2e ## everything that must pass before a change 
 
 .PHONY: test-unit
 test-unit: deps-postgres ## the fast part: packages, commands and the architecture rules
-	$(go_test) ./cmd/... ./pkg/... ./e2e/architecture ./e2e/bench ./e2e/demo
+	$(go_test) ./cmd/... ./pkg/... ./e2e/architecture ./e2e/bench ./e2e/daemon ./e2e/demo ./e2e/latency
 
 .PHONY: test-e2e
 test-e2e: deps-postgres ## the slow part: a real PostgreSQL, real drivers, crashes

@@ -12,29 +12,6 @@ import (
 	"time"
 )
 
-func TestPercentileIsAValueThatOccurred(t *testing.T) {
-	hundred := make(latencies, 100)
-	for i := range hundred {
-		hundred[i] = time.Duration(i+1) * time.Millisecond
-	}
-	for _, c := range []struct {
-		of   latencies
-		p    int
-		want time.Duration
-	}{
-		{hundred, 50, 50 * time.Millisecond},
-		{hundred, 99, 99 * time.Millisecond},
-		{hundred, 100, 100 * time.Millisecond},
-		{latencies{7}, 50, 7},
-		{latencies{7}, 99, 7},
-		{latencies{1, 2, 3}, 50, 2},
-	} {
-		if got := percentile(c.of, c.p); got != c.want {
-			t.Errorf("percentile %d of %d values is %v, want %v", c.p, len(c.of), got, c.want)
-		}
-	}
-}
-
 func TestMedianOfNothingIsNotANumber(t *testing.T) {
 	for _, c := range []struct {
 		of   []float64

@@ -3,6 +3,8 @@ package main
 import (
 	"slices"
 	"time"
+
+	"github.com/pgberth/pgberth/e2e/latency"
 )
 
 // What is measured. A name ends in its unit.
@@ -36,15 +38,9 @@ func (l latencies) sample() sample {
 	}
 	return sample{
 		meanMetric: milliseconds(sum) / float64(len(l)),
-		p50Metric:  milliseconds(percentile(l, 50)),
-		p99Metric:  milliseconds(percentile(l, 99)),
+		p50Metric:  milliseconds(latency.Percentile(l, 50)),
+		p99Metric:  milliseconds(latency.Percentile(l, 99)),
 	}
-}
-
-// percentile of sorted values, by nearest rank: a value that really occurred.
-func percentile(sorted latencies, p int) time.Duration {
-	rank := (len(sorted)*p + 99) / 100
-	return sorted[max(rank, 1)-1]
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

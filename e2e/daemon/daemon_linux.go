@@ -55,8 +55,8 @@ func Start(ctx context.Context, o Options) (*Process, error) {
 	cmd := exec.Command(o.Path, o.Args...)
 	cmd.Dir, cmd.Env = o.Dir, append(os.Environ(), o.Env...)
 	cmd.Stdout, cmd.Stderr = out, out
-	// A process group of its own: Ctrl-C reaches us alone, and we end things in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	// A process group of its own: Ctrl-C reaches us alone, and we end things in order. Should we be killed, it is too.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if o.Unprivileged != "" {
 		if cmd.SysProcAttr.Credential, err = credential(o.Unprivileged); err != nil {
 			return nil, err
@@ -120,7 +120,7 @@ func (p *Process) await(ctx context.Context, address string) error {
 		case <-p.done:
 			return fmt.Errorf("%s ended before it listened on %s: %w\n%s", p.name, address, errors.Join(p.err), p.Log())
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not listen on %s: %w\n%s", p.name, address, err, p.Log())
+			return fmt.Errorf("%s does not listen on %s: %w (%w)\n%s", p.name, address, err, ctx.Err(), p.Log())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
