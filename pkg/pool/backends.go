@@ -162,10 +162,11 @@ func (ps *Pools) Ready(now Time, b *Backend) {
 // Unlink says that b's client is gone and that the caller is cleaning b; answer with Ready or Discard.
 func (ps *Pools) Unlink(now Time, b *Backend) {
 	b.must("Unlink", Active)
+	promised := b.pool.claims > 0
 	b.unlink()
 	b.become(Testing)
 	b.pool.refreshQueued()
-	if b.pool.relieved() {
+	if promised {
 		ps.plan(now, nil)
 	}
 }
@@ -173,6 +174,7 @@ func (ps *Pools) Unlink(now Time, b *Backend) {
 // spare finds the next use of b, which nobody uses: none, another pool's, a reset, the next waiter, or idleness.
 func (ps *Pools) spare(now Time, b *Backend, reset bool) {
 	p := b.pool
+	promised := p.claims > 0 // p will need less, or for somebody younger, so others may have it
 	if b.state != Testing {
 		b.become(Testing) // so it counts as serving p's first waiter while others are weighed against it
 	}
@@ -183,7 +185,7 @@ func (ps *Pools) spare(now Time, b *Backend, reset bool) {
 		ps.plan(now, nil)
 		return
 	}
-	if (p.contended(b) || p.relieved()) && ps.plan(now, b) {
+	if (promised || p.contended(b)) && ps.plan(now, b) {
 		ps.changed(now, p)
 		ps.plan(now, nil)
 		return
@@ -193,6 +195,9 @@ func (ps *Pools) spare(now Time, b *Backend, reset bool) {
 		return
 	}
 	ps.settle(now, b)
+	if promised {
+		ps.plan(now, nil)
+	}
 }
 
 // unwanted returns why b, which nobody uses, must not be kept.

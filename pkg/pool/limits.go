@@ -1,5 +1,7 @@
 package pool
 
+import "slices"
+
 // Scope names a limit.
 type Scope uint8
 
@@ -159,6 +161,7 @@ func (ps *Pools) admit(p *Pool) error {
 
 // trim closes idle backends, the longest idle of all pools first, until the limit is respected or none is idle.
 func (ps *Pools) trim(now Time, l *limit) {
+	closed := ps.chosen[:0]
 	for l.excess() > 0 && l.counts[Idle] > 0 {
 		var b *Backend
 		for o := l.all.head; o != nil; o = o.links[l.kind].next {
@@ -167,6 +170,14 @@ func (ps *Pools) trim(now Time, l *limit) {
 			}
 		}
 		ps.close(now, b, l.lowered)
-		ps.changed(now, b.pool)
+		closed = append(closed, b)
 	}
+	slices.SortFunc(closed, func(a, b *Backend) int { return comparePools(a.pool, b.pool) })
+	for i, b := range closed {
+		if i == 0 || b.pool != closed[i-1].pool {
+			ps.changed(now, b.pool)
+		}
+	}
+	clear(closed)
+	ps.chosen = closed[:0]
 }

@@ -28,8 +28,8 @@ import (
 //     other backend is closed for the same waiter.
 //
 // One case remains: a pool under two limits that no single backend of others is under. Slots freed one by one would be
-// taken by younger waiters in between. So the pool with the oldest waiter of all, once it waited for longer than
-// fairness with nothing, keeps what becomes free until it has everything it needs.
+// taken by younger waiters in between. So the oldest waiter of the pools that hold nothing, once it waited for
+// fairness, keeps what becomes free until it has everything it needs.
 const (
 	fairness    = time.Second
 	amortize    = 4
@@ -55,6 +55,11 @@ func (p *Pool) wanted() int {
 // inReserve says whether the oldest waiter waited long enough for the reserve.
 func (p *Pool) inReserve() bool {
 	return p.settings.ReserveSize > 0 && after(p.waiters.head.since, p.settings.ReserveTimeout) <= p.ps.ticked
+}
+
+// starves says whether p holds nothing and its oldest waiter waited for longer than what counts as even.
+func (p *Pool) starves() bool {
+	return p.usable() == 0 && after(p.waiters.head.since, fairness) <= p.ps.ticked
 }
 
 // shortfall is how many backends p could open to reach its minimum if shared limits allowed.
@@ -105,6 +110,7 @@ func (p *Pool) setHungry(hungry bool) {
 	}
 	last := takeOut(&p.ps.hungry, p.hungryAt-1)
 	last.hungryAt, p.hungryAt = p.hungryAt, 0
+	p.claims = 0
 }
 
 func (p *Pool) setShort(short bool) {
@@ -143,15 +149,6 @@ func (p *Pool) hopeful() bool {
 			return false
 		}
 	}
-	return true
-}
-
-// relieved says whether p needs less than it is promised, so that others may have it.
-func (p *Pool) relieved() bool {
-	if p.claims == 0 || p.claims <= p.wanted() {
-		return false
-	}
-	p.claims = 0
 	return true
 }
 
@@ -197,18 +194,18 @@ func (ps *Pools) share(now Time, offered *Backend) bool {
 			}
 		}
 	}
-	keeper := false // whether the first pool keeps slots it cannot use yet
+	var keeper *Pool // keeps slots it cannot use yet
 	for progress := true; progress; {
 		progress = false
-		for i, p := range order {
-			if p.wanted() <= p.claims || i == 0 && keeper {
+		for _, p := range order {
+			if p.wanted() <= p.claims || p == keeper {
 				continue
 			}
 			if ps.place(now, p, offered) {
 				progress = true
-			} else if i == 0 && p.claims == 0 && p.usable() == 0 && now-p.waiters.head.since >= fairness {
+			} else if keeper == nil && p.claims == 0 && p.starves() {
 				ps.keep(now, p, offered)
-				keeper = true
+				keeper = p
 			}
 		}
 	}

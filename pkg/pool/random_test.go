@@ -107,7 +107,7 @@ func (d *driver) settings(server string) Settings {
 func (d *driver) step() error {
 	r := d.rng
 	if len(d.pools) == 0 {
-		d.ensure()
+		return d.compare(d.ensure())
 	}
 	p := pick(r, d.pools...)
 	what := "nothing"

@@ -148,6 +148,9 @@ func (p *Pool) waitDue() Time {
 	if p.settings.QueryWaitTimeout > 0 {
 		at = after(c.since, p.settings.QueryWaitTimeout)
 	}
+	if t := after(c.since, fairness); p.hungryAt != 0 && t > p.ps.ticked {
+		at = min(at, t) // p may starve from then on
+	}
 	if p.settings.ReserveSize > 0 && !p.inReserve() {
 		at = min(at, after(c.since, p.settings.ReserveTimeout))
 	}

@@ -18,6 +18,7 @@ type twin struct {
 	max        map[twinLimit]int
 	maxClients map[twinLimit]int
 	deadlines  map[string]Time
+	claims     map[twinLimit]int
 	opened     int
 	idles      int
 	effects    []string
@@ -595,16 +596,48 @@ func (t *twin) wanted(p *twinPool) int {
 	return n
 }
 
-// plan shares slots by the rules in plan.go, until there is nothing more to do.
+// plan shares slots by the rules in plan.go: with the waiters until there is nothing more to do, then with the minimums.
 func (t *twin) plan(now Time, offered *twinBackend) {
 	for done := -1; done != len(t.effects); {
 		done = len(t.effects)
-		t.planOnce(now, offered)
+		t.share(now, offered)
+	}
+	for _, p := range t.sorted() {
+		for {
+			opening, size := t.count(of(p), in(Opening)), p.set.Size
+			if t.count(of(p), open) >= t.minimum(p) || p.retryAt > t.ticked || opening >= p.set.MaxConnecting ||
+				size > 0 && t.count(of(p)) >= size || !t.mayOpen(p) {
+				break
+			}
+			t.open(now, p)
+		}
 	}
 }
 
-func (t *twin) planOnce(now Time, offered *twinBackend) {
-	claims := map[twinLimit]int{}
+// free slots now, and those to be expected once what closes has closed, beyond those promised
+func (t *twin) free(l twinLimit) int     { return t.max[l] - t.count(under(l)) }
+func (t *twin) expected(l twinLimit) int { return t.max[l] - t.count(under(l), open) - t.claims[l] }
+
+func (t *twin) without(p *twinPool) (lacking []twinLimit) {
+	for _, l := range p.limits() {
+		if _, bounded := t.max[l]; bounded && t.expected(l) <= 0 {
+			lacking = append(lacking, l)
+		}
+	}
+	return lacking
+}
+
+func (t *twin) mayOpen(p *twinPool) bool {
+	for _, l := range p.limits() {
+		if _, bounded := t.max[l]; bounded && t.free(l) <= 0 {
+			return false
+		}
+	}
+	return len(t.without(p)) == 0
+}
+
+func (t *twin) share(now Time, offered *twinBackend) {
+	t.claims = map[twinLimit]int{}
 	var order []*twinPool
 	for _, p := range t.pools {
 		p.claims = 0
@@ -615,43 +648,24 @@ func (t *twin) planOnce(now Time, offered *twinBackend) {
 	slices.SortFunc(order, func(a, b *twinPool) int {
 		return cmp.Or(cmp.Compare(a.queue[0].since, b.queue[0].since), a.compare(b))
 	})
-	// free slots now, and those to be expected
-	free := func(l twinLimit) int { return t.max[l] - t.count(under(l)) }
-	expected := func(l twinLimit) int { return t.max[l] - t.count(under(l), open) - claims[l] }
-	without := func(p *twinPool) (lacking []twinLimit) {
-		for _, l := range p.limits() {
-			if _, bounded := t.max[l]; bounded && expected(l) <= 0 {
-				lacking = append(lacking, l)
-			}
-		}
-		return lacking
-	}
-	mayOpen := func(p *twinPool) bool {
-		for _, l := range p.limits() {
-			if _, bounded := t.max[l]; bounded && free(l) <= 0 {
-				return false
-			}
-		}
-		return len(without(p)) == 0
-	}
 	claim := func(p *twinPool, limits []twinLimit) {
 		for _, l := range limits {
-			claims[l]++
+			t.claims[l]++
 		}
 	}
-	kept := false
+	var kept *twinPool
 	for again := true; again; {
 		again = false
-		for i, p := range order {
-			if p.claims >= t.wanted(p) || i == 0 && kept {
+		for _, p := range order {
+			if p.claims >= t.wanted(p) || p == kept {
 				continue
 			}
-			if mayOpen(p) {
+			if t.mayOpen(p) {
 				t.open(now, p)
 				again = true
 				continue
 			}
-			victims, ok := t.victims(now, p, without(p), offered)
+			victims, ok := t.victims(now, p, t.without(p), offered)
 			if ok {
 				for _, b := range victims {
 					t.close(now, b, Evicted)
@@ -660,28 +674,18 @@ func (t *twin) planOnce(now Time, offered *twinBackend) {
 				claim(p, limits[:])
 				p.claims++
 				again = true
-			} else if i == 0 && p.claims == 0 && t.count(of(p), open) == 0 && now-p.queue[0].since >= fairness {
-				// the oldest waiter of all keeps what there is
-				kept = true
-				if offered != nil && t.evictable(now, offered, p, offered) && len(helps(offered, without(p))) > 0 {
+			} else if kept == nil && p.claims == 0 && t.count(of(p), open) == 0 && t.ticked-p.queue[0].since >= fairness {
+				// the oldest one that has nothing keeps what there is
+				kept = p
+				if offered != nil && t.evictable(now, offered, p, offered) && len(helps(offered, t.without(p))) > 0 {
 					t.close(now, offered, Evicted)
 				}
 				for _, l := range p.limits() {
-					if !slices.Contains(without(p), l) {
+					if !slices.Contains(t.without(p), l) {
 						claim(p, []twinLimit{l})
 					}
 				}
 			}
-		}
-	}
-	for _, p := range t.sorted() {
-		for {
-			opening, size := t.count(of(p), in(Opening)), p.set.Size
-			if t.count(of(p), open) >= t.minimum(p) || p.retryAt > t.ticked || opening >= p.set.MaxConnecting ||
-				size > 0 && t.count(of(p)) >= size || !mayOpen(p) {
-				break
-			}
-			t.open(now, p)
 		}
 	}
 }
