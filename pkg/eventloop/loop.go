@@ -149,15 +149,15 @@ func (l *Loop) AtTurnEnd(fn func()) { l.idle = append(l.idle, fn) }
 func (l *Loop) Run() error {
 	defer l.release()
 	for {
-		n := l.poll.wait()
-		if n == 0 && len(l.again) == 0 {
-			l.now = l.Clock()
-			if !l.timers.due(l.now) {
-				if err := l.park(); err != nil {
-					return err
-				}
-				n = l.nready
+		var n int
+		if len(l.again) > 0 || l.timers.due(l.now) {
+			n = l.poll.wait()
+		} else {
+			// Polls first, and parks only if that finds nothing.
+			if err := l.park(); err != nil {
+				return err
 			}
+			n = l.nready
 		}
 		l.now = l.Clock()
 		for i := range n {

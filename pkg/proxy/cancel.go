@@ -49,8 +49,8 @@ func (p *Proxy) cancelServer(s *server, done func()) {
 	network, addr, timeout := s.network, s.remote, p.set.CancelWaitTimeout
 	packet := pgwire.AppendCancel(nil, s.pid, s.secret)
 	p.work(func() {
-		// Not the proxy's own context: a cancel at shutdown must still go out.
-		err := deliverCancel(context.WithoutCancel(p.ctx), network, addr, packet, timeout)
+		// The context ends with the loop, which waits for cancels when it stops.
+		err := deliverCancel(p.ctx, network, addr, packet, timeout)
 		p.loop.Post(func() {
 			if err != nil {
 				p.log.Warn("cancel request failed", "server", addr, "error", err)

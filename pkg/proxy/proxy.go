@@ -19,6 +19,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/pgberth/pgberth/pkg/eventloop"
 	"github.com/pgberth/pgberth/pkg/pgwire"
 	"github.com/pgberth/pgberth/pkg/pool"
@@ -112,10 +114,17 @@ func New(set *Settings, log *slog.Logger) (*Proxy, error) {
 	return p, nil
 }
 
-// Listen opens the listeners of the settings. It is called once, before Run. On an error none stays open.
+// Listen opens the listeners of the settings. It is called once, before Run. On an error none stays open. A machine
+// without IPv6 does without the IPv6 ones, as long as there are others.
 func (p *Proxy) Listen() error {
-	for _, l := range p.set.Listeners {
-		if err := p.listen(l); err != nil {
+	for i, l := range p.set.Listeners {
+		err := p.listen(l)
+		last := i == len(p.set.Listeners)-1
+		if err != nil && l.TCP.Addr().Is6() && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL)) && (!last || i > 0) {
+			p.log.Warn("no IPv6 here, not listening there", "addr", l.TCP.String())
+			continue
+		}
+		if err != nil {
 			for _, l := range p.listeners {
 				l.close()
 			}

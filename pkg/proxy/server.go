@@ -281,7 +281,7 @@ func (s *server) progress() {
 	if s.cancels > 0 {
 		return // released when they have arrived
 	}
-	mode := s.pb.Pool().Settings().Mode
+	mode := s.pooled.route.Pool.Mode
 	switch {
 	case s.link.Lost():
 		c.end("server connection lost step")
