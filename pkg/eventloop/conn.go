@@ -7,7 +7,7 @@ import (
 	"unsafe"
 )
 
-// ErrWouldBlock: nothing can be read or written now; the handler is called when it can.
+// ErrWouldBlock says that nothing can be read or written now; the handler is called when it can.
 var ErrWouldBlock = errors.New("would block")
 
 // Conn is a non-blocking descriptor owned by a loop. It is meant to be embedded; the zero value is closed.

@@ -1,4 +1,4 @@
-// Package metrics turns snapshots into Prometheus metrics. The whole catalogue is here.
+// Package metrics turns snapshots into Prometheus metrics. The whole catalog is here.
 //
 // It refuses to count anything itself: the cores keep plain numbers, and a scrape reads them once.
 package metrics

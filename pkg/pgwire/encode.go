@@ -33,7 +33,7 @@ func AppendNotice(dst []byte, message string) []byte {
 // AppendQuery writes a simple Query.
 func AppendQuery(dst []byte, sql string) []byte { return encode(dst, &pgproto3.Query{String: sql}) }
 
-// AppendSync, AppendTerminate and AppendCopyFail write the messages a pooler says for a client that has left.
+// AppendSync writes a Sync.
 func AppendSync(dst []byte) []byte { return append(dst, Sync, 0, 0, 0, 4) }
 
 // AppendTerminate writes a Terminate.
@@ -45,7 +45,9 @@ func AppendCopyFail(dst []byte, reason string) []byte {
 }
 
 // AppendReady writes a ReadyForQuery.
-func AppendReady(dst []byte, status byte) []byte { return append(dst, ReadyForQuery, 0, 0, 0, 5, status) }
+func AppendReady(dst []byte, status byte) []byte {
+	return append(dst, ReadyForQuery, 0, 0, 0, 5, status)
+}
 
 // AppendAuth writes an Authentication message: its code and what follows it.
 func AppendAuth(dst []byte, code uint32, data []byte) []byte {

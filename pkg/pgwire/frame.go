@@ -65,19 +65,19 @@ const (
 )
 
 // Header reads the header at the start of b. size is the whole message, type byte included. ok is false while fewer
-// than HeaderSize bytes are there; a length below the minimum or above max is an error whatever follows.
-func Header(b []byte, max int) (typ byte, size int, ok bool, err error) {
+// than HeaderSize bytes are there; a length below the minimum or above limit is an error whatever follows.
+func Header(b []byte, limit int) (typ byte, size int, ok bool, err error) {
 	if len(b) < HeaderSize {
 		return 0, 0, false, nil
 	}
 	n := binary.BigEndian.Uint32(b[1:HeaderSize])
-	if n < 4 || int64(n) > int64(max) {
-		return b[0], 0, false, &LengthError{Type: b[0], Length: int64(int32(n)), Max: max}
+	if n < 4 || int64(n) > int64(limit) {
+		return b[0], 0, false, &LengthError{Type: b[0], Length: int64(int32(n)), Max: limit}
 	}
 	return b[0], int(n) + 1, true, nil
 }
 
-// LengthError: a message announces a length that it cannot have.
+// LengthError means that a message announces a length that it cannot have.
 type LengthError struct {
 	Type   byte
 	Length int64 // as a signed 32-bit number, as PostgreSQL reads it

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"io"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -467,7 +468,7 @@ func (c *client) forget(reason string) {
 		c.key = cancelKey{}
 	}
 	if reason != "" && c.state != stateLinger && c.p.set.LogDisconnections {
-		c.log("client closed", "reason", reason)
+		c.log().Info("client closed", "reason", reason)
 	}
 }
 
@@ -491,10 +492,11 @@ func (c *client) end(reason string) {
 
 func (c *client) counters() *Counters { return &c.p.counters }
 
-func (c *client) log(msg string, args ...any) {
+// log names the client in every line about it.
+func (c *client) log() *slog.Logger {
 	db, user := "(nodb)", "(nouser)"
 	if c.pooled != nil {
-		db, user = c.pooled.pool.Key().Database, c.pooled.pool.Key().User
+		db, user = c.pooled.route.Database, c.pooled.route.User
 	} else if c.login != nil && c.login.startup.User != "" {
 		db, user = c.login.startup.Database, c.login.startup.User
 	}
@@ -502,5 +504,5 @@ func (c *client) log(msg string, args ...any) {
 	if !c.isUnix {
 		from = c.addr.String()
 	}
-	c.p.log.Info(msg, append([]any{"database", db, "user", user, "client", from, "client_id", c.id}, args...)...)
+	return c.p.log.With("database", db, "user", user, "client", from, "client_id", c.id)
 }

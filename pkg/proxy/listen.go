@@ -33,12 +33,11 @@ type listener struct {
 // listen opens one listener and hands it to the loop.
 func (p *Proxy) listen(spec Listener) error {
 	l := &listener{p: p, unix: spec.Unix, passing: spec.Unix != "" || spec.TCP.Addr().IsLoopback()}
-	fd, err := -1, error(nil)
+	open := l.openTCP
 	if spec.Unix != "" {
-		fd, err = l.openUnix(spec)
-	} else {
-		fd, err = l.openTCP(spec)
+		open = l.openUnix
 	}
+	fd, err := open(spec)
 	if err != nil {
 		l.unlock()
 		return err

@@ -383,7 +383,7 @@ func (c *client) welcome() {
 	c.state = stateIdle
 	c.counters().Logins++
 	if c.p.set.LogConnections {
-		c.log("client logged in", "login_ms", (c.p.loop.Clock() - c.since).Milliseconds())
+		c.log().Info("client logged in", "login_ms", (c.p.loop.Clock() - c.since).Milliseconds())
 	}
 	if len(c.in) > 0 || c.readable {
 		c.p.loop.Again(&c.conn)
@@ -404,7 +404,7 @@ func (p *Proxy) newKey(c *client) cancelKey {
 
 // loginDenied: whatever is wrong with user, database or password, the client hears the same; the log tells.
 func (c *client) loginDenied(reason string) {
-	c.log("login failed", "reason", reason)
+	c.log().Info("login failed", "reason", reason)
 	c.counters().LoginFailures++
 	user := c.login.startup.User
 	c.fail("28P01", fmt.Sprintf("password authentication failed for user \"%s\"", user))
@@ -418,7 +418,7 @@ func (c *client) loginRefused(code, message string) {
 	}
 	c.counters().LoginFailures++
 	if c.p.set.LogPoolerErrors {
-		c.log("login refused", "sqlstate", code, "reason", message)
+		c.log().Info("login refused", "sqlstate", code, "reason", message)
 	}
 	c.fail(code, message)
 	c.linger("")

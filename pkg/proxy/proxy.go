@@ -1,7 +1,7 @@
 // Package proxy is the pooler: clients on one side, server connections on the other, and one event loop goroutine that
 // owns them all, so that none needs a lock.
 //
-// Dialling a server, its login and cancel requests run as ordinary blocking goroutines that hand their result to the
+// Dialing a server, its login and cancel requests run as ordinary blocking goroutines that hand their result to the
 // loop. A client's login runs in the loop: it is a handful of small messages, and thousands at once must not cost a
 // goroutine and its stack each; only deriving a key from a password is done outside.
 //
@@ -248,7 +248,7 @@ func (p *Proxy) reload(set *Settings) {
 
 // SetCapacity bounds the server connections to one database server ("host:port"), from now on and whatever the pools'
 // own sizes say; n < 0 takes the bound away. What is above n closes when it is idle, then when its transaction ends; what
-// is left at the deadline (from now) is cancelled and closed.
+// is left at the deadline (from now) is canceled and closed.
 func (p *Proxy) SetCapacity(server string, n int, deadline time.Duration) {
 	p.loop.Post(func() {
 		now := p.now()
@@ -328,12 +328,12 @@ func (p *Proxy) carryOut(e pool.Effect) {
 	}
 }
 
-// kill ends a server connection whose time is over, whatever it does: its query is cancelled first, because a server
+// kill ends a server connection whose time is over, whatever it does: its query is canceled first, because a server
 // does not notice that its client is gone before it writes.
 func (p *Proxy) kill(e pool.Effect) {
 	s, ok := e.Backend.Ref.(*server)
 	if !ok || s.closing {
-		return // still dialling: the pool asks for a close when that has succeeded
+		return // still dialing: the pool asks for a close when that has succeeded
 	}
 	if s.link.Busy() {
 		p.sendCancel(s)

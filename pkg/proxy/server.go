@@ -58,7 +58,7 @@ type server struct {
 	pid     uint32
 	secret  []byte
 	network string
-	remote  string // address as dialled, for cancel requests
+	remote  string // address as dialed, for cancel requests
 	id      uint64
 }
 

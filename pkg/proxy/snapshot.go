@@ -56,7 +56,7 @@ type Snapshot struct {
 	Uptime      time.Duration
 }
 
-// ErrStopped: the proxy has ended.
+// ErrStopped says that the proxy has ended.
 var ErrStopped = errors.New("the pooler has stopped")
 
 // Snapshot takes a consistent picture between two turns of the loop.

@@ -127,7 +127,7 @@ func (l *Link) extended(r request) {
 	}
 }
 
-// UnexpectedError: a message that the protocol does not allow there. The connection it came from is not usable.
+// UnexpectedError is a message that the protocol does not allow there. The connection it came from is not usable.
 type UnexpectedError struct {
 	From string // "client" or "server"
 	Type byte
@@ -321,7 +321,7 @@ func (l *Link) settle() {
 	}
 }
 
-// Idle: the last ReadyForQuery said so, nothing is outstanding and no COPY is in progress. Whether all bytes have been
+// Idle says that the last ReadyForQuery said so, nothing is outstanding and no COPY is in progress. Whether all bytes have been
 // flushed and the last message is whole is the caller's to know.
 func (l *Link) Idle() bool {
 	return l.head == len(l.queue) && l.status == pgwire.StatusIdle && !l.unsynced && !l.skipping && l.copy == copyNone && !l.lost
@@ -330,18 +330,18 @@ func (l *Link) Idle() bool {
 // Status is the transaction status of the last ReadyForQuery.
 func (l *Link) Status() byte { return l.status }
 
-// Settled: nothing is outstanding, whatever the transaction status.
+// Settled says that nothing is outstanding, whatever the transaction status.
 func (l *Link) Settled() bool {
 	return l.head == len(l.queue) && !l.unsynced && !l.skipping && l.copy == copyNone
 }
 
-// Lost: the connection must be closed when its client is done, it can't be told what it still owes.
+// Lost says that the connection must be closed when its client is done, it can't be told what it still owes.
 func (l *Link) Lost() bool { return l.lost }
 
 // Outstanding is the number of unanswered requests.
 func (l *Link) Outstanding() int { return len(l.queue) - l.head }
 
-// Busy: the server owes an answer, so there is something to cancel.
+// Busy says that the server owes an answer, so there is something to cancel.
 func (l *Link) Busy() bool { return l.head < len(l.queue) }
 
 // Step is what to say to the server in place of a client that has left.
