@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,6 +20,9 @@ type relayCase struct {
 	clients  int
 }
 
+// forkTime is a high estimate of what PostgreSQL needs for a new connection on a busy virtual machine.
+const forkTime = 60 * time.Millisecond
+
 // relay measures one target for the given time.
 func (l *lab) relay(ctx context.Context, c relayCase, at instance, d time.Duration) (sample, error) {
 	dir, err := os.MkdirTemp(l.dir, "log-")
@@ -30,9 +34,13 @@ func (l *lab) relay(ctx context.Context, c relayCase, at instance, d time.Durati
 	if err := cost.start(at); err != nil {
 		return nil, err
 	}
+	// pgbench's clock starts before it connects. A pooler answers at once, PostgreSQL starts a process for each.
+	if at.process == nil {
+		d += time.Duration(c.clients) * forkTime
+	}
 	threads := min(c.clients, runtime.NumCPU())
 	out, err := l.pgbench(ctx, at.port, "-n", "-S", "-M", c.protocol, "-c", fmt.Sprint(c.clients), "-j", fmt.Sprint(threads),
-		"-T", fmt.Sprint(int(d.Seconds())), "-l", "--log-prefix="+filepath.Join(dir, "log"))
+		"-T", fmt.Sprint(int(math.Ceil(d.Seconds()))), "-l", "--log-prefix="+filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
 	}

@@ -43,12 +43,13 @@ func TestTallyTellsARefusalFromOtherErrors(t *testing.T) {
 	a.error(&pgconn.PgError{Severity: "FATAL", Code: tooManyClients, Message: "sorry, too many clients already"})
 	a.error(errors.New("broken pipe"))
 	b.error(errors.New("another"))
-	a.done(2*time.Millisecond, true)
-	b.done(1*time.Millisecond, false)
-	b.done(9*time.Millisecond, false)
+	a.done(2*time.Millisecond, true, true)
+	b.done(1*time.Millisecond, false, true)
+	b.done(9*time.Millisecond, false, true)
+	b.done(time.Hour, false, false) // too early to count
 
 	p := sum("x", []*tally{a, b})
-	want := phase{title: "x", transactions: 3, writes: 1, refused: 1, failed: 2, p50: 2 * time.Millisecond, p99: 9 * time.Millisecond,
+	want := phase{title: "x", transactions: 4, writes: 1, refused: 1, failed: 2, p50: 2 * time.Millisecond, p99: 9 * time.Millisecond,
 		firstRefusal: "FATAL: sorry, too many clients already (SQLSTATE 53300)", firstFailure: "broken pipe"}
 	if p != want {
 		t.Errorf("got  %+v\nwant %+v", p, want)

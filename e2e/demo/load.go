@@ -34,7 +34,7 @@ const tooManyClients = "53300"
 type tally struct {
 	mu sync.Mutex // guards the rest; held for a moment only
 	counts
-	latencies []time.Duration // of transactions that succeeded
+	latencies []time.Duration // of transactions that succeeded, once warm
 }
 
 type counts struct {
@@ -53,14 +53,17 @@ func (t *tally) note(change func(*counts)) {
 	change(&t.counts)
 }
 
-func (t *tally) done(took time.Duration, wrote bool) {
+// done counts a transaction; its latency counts once everybody has had time to connect.
+func (t *tally) done(took time.Duration, wrote, warm bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.transactions++
 	if wrote {
 		t.writes++
 	}
-	t.latencies = append(t.latencies, took)
+	if warm {
+		t.latencies = append(t.latencies, took)
+	}
 }
 
 func (t *tally) error(err error) {
@@ -88,16 +91,16 @@ func (t *tally) now() counts {
 
 // appConnection is one place in an application's pool: it connects, and connects again when it has to, and works until
 // the context ends, finishing the transaction it is in.
-func appConnection(ctx context.Context, config *pgx.ConnConfig, t *tally) {
+func appConnection(ctx context.Context, config *pgx.ConnConfig, t *tally, warm time.Time) {
 	for ctx.Err() == nil {
-		if err := serve(ctx, config, t); err != nil {
+		if err := serve(ctx, config, t, warm); err != nil {
 			t.error(err)
 			pause(ctx, retryLeast, retryMost)
 		}
 	}
 }
 
-func serve(ctx context.Context, config *pgx.ConnConfig, t *tally) error {
+func serve(ctx context.Context, config *pgx.ConnConfig, t *tally, warm time.Time) error {
 	connecting, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(connecting, config)
@@ -122,7 +125,7 @@ func serve(ctx context.Context, config *pgx.ConnConfig, t *tally) error {
 		if err := transact(finish, conn, wrote); err != nil {
 			return err
 		}
-		t.done(time.Since(began), wrote)
+		t.done(time.Since(began), wrote, began.After(warm))
 	}
 }
 

@@ -33,11 +33,12 @@ func (s *stage) play(ctx context.Context, title, backendRole, address string, d 
 	load, stopLoad := context.WithTimeout(ctx, d)
 	defer stopLoad()
 	began := time.Now()
+	warm := began.Add(d / 3)
 	var apps sync.WaitGroup
 	for i := range tallies {
 		tallies[i] = &tally{}
 		for range replicas * poolPerReplica {
-			apps.Go(func() { appConnection(load, config.Copy(), tallies[i]) })
+			apps.Go(func() { appConnection(load, config.Copy(), tallies[i], warm) })
 		}
 	}
 	ended := make(chan struct{})

@@ -128,8 +128,8 @@ func report(straight, pooled phase) string {
 	number("other errors", straight.failed, pooled.failed)
 	number("transactions", straight.transactions, pooled.transactions)
 	row("transactions per second", fmt.Sprintf("%.0f", straight.rate()), fmt.Sprintf("%.0f", pooled.rate()))
-	row("p50 latency", straight.p50.Round(10*time.Microsecond).String(), pooled.p50.Round(10*time.Microsecond).String())
-	row("p99 latency", straight.p99.Round(10*time.Microsecond).String(), pooled.p99.Round(10*time.Microsecond).String())
+	row("p50 latency, once warm", straight.p50.Round(10*time.Microsecond).String(), pooled.p50.Round(10*time.Microsecond).String())
+	row("p99 latency, once warm", straight.p99.Round(10*time.Microsecond).String(), pooled.p99.Round(10*time.Microsecond).String())
 	for _, p := range []phase{straight, pooled} {
 		for _, text := range []string{p.firstRefusal, p.firstFailure} {
 			if text != "" {
