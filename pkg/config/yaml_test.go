@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -32,6 +33,20 @@ func TestYAMLShapes(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%q: %s, want %s", text, got, want)
+		}
+	}
+}
+
+func TestYAMLErrorsQuoteNothing(t *testing.T) {
+	for text, want := range map[string]string{
+		"yaml: line 7: found 'hunter2' here":        "7 found … here",
+		"yaml: unknown anchor 'hunter2' referenced": "0 a value that starts with * must be quoted",
+		"yaml: line 2: a \"b\" and `c`":             "2 a … and …",
+		"yaml: control characters are not allowed":  "0 control characters are not allowed",
+	} {
+		line, got := yamlError(errors.New(text))
+		if got = fmt.Sprint(line, " ", got); got != want {
+			t.Errorf("%s: %s, want %s", text, got, want)
 		}
 	}
 }
