@@ -283,7 +283,7 @@ var globals = []setting[Config]{
 		doc: "time between probes; 0 is the system's"},
 	{key: "tcp_user_timeout", def: "0", limits: millis, field: func(c *Config) any { return &c.TCP.UserTimeout },
 		doc: "time sent data may stay unacknowledged, in milliseconds; 0 is the system's"},
-	{key: "tcp_socket_buffer", def: "0", traits: inert, field: func(c *Config) any { return &c.TCP.SocketBuffer },
+	{key: "tcp_socket_buffer", def: "0", field: func(c *Config) any { return &c.TCP.SocketBuffer },
 		doc: "kernel buffer per socket, in bytes; 0 is the system's"},
 
 	// Names

@@ -32,13 +32,19 @@ func (b *builder) note(format string, args ...any) {
 	b.config.notes = append(b.config.notes, fmt.Sprintf(format, args...))
 }
 
+// listenable tells whether an item of listen_addr can name an interface.
+func listenable(addr string) bool {
+	_, err := netip.ParseAddr(addr)
+	return err == nil || addr == "*" || hostName.MatchString(addr)
+}
+
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?$`)
 
 func (b *builder) listening() {
 	l := b.config.Listen
 	for _, addr := range l.Addrs {
-		if _, err := netip.ParseAddr(addr); err != nil && addr != "*" && !hostName.MatchString(addr) {
-			b.problem("listen_addr", nil, "listen_addr is %s; allowed: addresses or host names without port or brackets, or *", shown(addr))
+		if !listenable(addr) {
+			b.problem("listen_addr", nil, "listen_addr holds %s; allowed: addresses or host names without port or brackets, or *", shown(addr))
 		}
 	}
 	if len(l.Addrs) == 0 && l.SocketDir == "" {
@@ -82,7 +88,7 @@ func (b *builder) authentication() {
 	switch a.Type {
 	case AuthPassthrough:
 		for _, addr := range b.config.Listen.Addrs {
-			if !loopback(addr) {
+			if listenable(addr) && !loopback(addr) {
 				b.problem("listen_addr", []string{"auth_type"}, "listen_addr holds %s while auth_type is passthrough, which asks for passwords in clear; allowed: loopback addresses and the Unix socket, or another auth_type", shown(addr))
 			}
 		}
