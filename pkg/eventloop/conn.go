@@ -4,13 +4,12 @@ import (
 	"errors"
 	"io"
 	"syscall"
-	"unsafe"
 )
 
 // ErrWouldBlock says that nothing can be read or written now; the handler is called when it can.
 var ErrWouldBlock = errors.New("would block")
 
-// Conn is a non-blocking descriptor owned by a loop. It is meant to be embedded; the zero value is closed.
+// Conn is a non-blocking socket owned by a loop. It is meant to be embedded; the zero value is closed.
 type Conn struct {
 	fd        int // -1 when closed; 0 only before Add
 	gen       uint32
@@ -53,14 +52,13 @@ func (c *Conn) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	for {
-		// The descriptor never blocks, so the raw call may skip the scheduler's bookkeeping.
-		n, _, errno := syscall.RawSyscall(syscall.SYS_READ, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		n, errno := receive(c.fd, p)
 		switch errno {
 		case 0:
 			if n == 0 {
 				return 0, io.EOF
 			}
-			return int(n), nil
+			return n, nil
 		case syscall.EAGAIN:
 			return 0, ErrWouldBlock
 		case syscall.EINTR:
@@ -79,10 +77,10 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, nil
 	}
 	for {
-		n, _, errno := syscall.RawSyscall(syscall.SYS_WRITE, uintptr(c.fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+		n, errno := send(c.fd, p)
 		switch errno {
 		case 0:
-			return int(n), nil
+			return n, nil
 		case syscall.EAGAIN:
 			return 0, ErrWouldBlock
 		case syscall.EINTR:
