@@ -72,7 +72,7 @@ func (r *results) spread(name, metric string) spread {
 }
 
 func (s spread) String() string {
-	if math.IsNaN(s.middle) {
+	if math.IsNaN(s.middle) || math.IsInf(s.middle, 0) {
 		return "-"
 	}
 	return fmt.Sprintf("%.2f (%.2f to %.2f)", s.middle, s.low, s.high)
@@ -153,8 +153,8 @@ func (r *results) table(s settings) string {
 				met++
 			}
 			ratio := "-"
-			if !math.IsNaN(ours / theirs) {
-				ratio = fmt.Sprintf("%.2f", ours/theirs)
+			if r := ours / theirs; !math.IsNaN(r) && !math.IsInf(r, 0) {
+				ratio = fmt.Sprintf("%.2f", r)
 			}
 			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s |\n", name, metric,
 				readable(r.median(name, directTarget, metric)), readable(theirs), readable(ours), ratio, noise, judged)
