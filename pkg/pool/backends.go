@@ -185,7 +185,7 @@ func (ps *Pools) spare(now Time, b *Backend, reset bool) {
 		ps.plan(now, nil)
 		return
 	}
-	if (promised || p.contended(b)) && ps.plan(now, b) {
+	if (promised || p.contended(now, b)) && ps.plan(now, b) {
 		ps.changed(now, p)
 		ps.plan(now, nil)
 		return

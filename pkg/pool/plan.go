@@ -152,14 +152,24 @@ func (p *Pool) hopeful() bool {
 	return true
 }
 
-// contended says whether closing b might serve another pool.
-func (p *Pool) contended(b *Backend) bool {
+// contended says whether closing b, which is in state Testing, might serve another pool. It may err only on the side of
+// yes: prospects are those of the latest plan, and what happened since without one did not make them worse.
+func (p *Pool) contended(now Time, b *Backend) bool {
+	var tight limitSet
 	for kind, l := range b.limits {
 		others := l.hungry
 		if p.hungryAt != 0 && p.limits[kind] == l {
 			others--
 		}
-		if others > 0 && l.bounded() {
+		if others > 0 && l.bounded() && l.prospect() <= 0 {
+			tight |= 1 << kind
+		}
+	}
+	if tight == 0 || p.waiters.n > 0 && !b.paid(now) {
+		return false
+	}
+	for _, q := range p.ps.hungry {
+		if q.covers(b, tight) != 0 && b.evictable(now, q, b) {
 			return true
 		}
 	}
@@ -336,11 +346,16 @@ func (b *Backend) evictable(now Time, p *Pool, offered *Backend) bool {
 		return false
 	case q.waiters.n == 0:
 		return true
-	case !b.served || now-b.openedAt < min(amortize*(b.openedAt-b.startedAt), maxAmortize):
+	case !b.paid(now):
 		return false
 	}
 	older := q.waiters.head.since - p.waiters.head.since
 	return older > fairness || older > 0 && p.usable() == 0
+}
+
+// paid says whether b was of enough use for what its login cost.
+func (b *Backend) paid(now Time) bool {
+	return b.served && now-b.openedAt >= min(amortize*(b.openedAt-b.startedAt), maxAmortize)
 }
 
 // keep has p, which holds nothing, hold on to what is free under its limits, and to what the offered backend frees.

@@ -16,5 +16,6 @@ func (ps *Pools) Probe(now Time, p *Pool, spare int) *Backend {
 	}
 	b := ps.start(now, p)
 	ps.changed(now, p)
+	ps.plan(now, nil) // it serves a waiter when it succeeds, so p may need less than it is promised
 	return b
 }

@@ -141,12 +141,16 @@ func (s *scenario) do(line string) (err error) {
 	return nil
 }
 
+func (s *scenario) name(b *Backend) {
+	name := "b" + strconv.Itoa(len(s.backends)+1)
+	s.backends[name] = b
+	b.Ref = name
+}
+
 func (s *scenario) drain() {
 	for _, e := range s.ps.Effects() {
 		if e.Kind == Open {
-			name := "b" + strconv.Itoa(len(s.backends)+1)
-			s.backends[name] = e.Backend
-			e.Backend.Ref = name
+			s.name(e.Backend)
 		}
 		fmt.Fprintln(&s.out, describe(e))
 	}
@@ -360,6 +364,24 @@ var verbs = map[string]func(s *scenario, args []string) error{
 				continue
 			}
 			s.clients[name] = c
+		}
+		return nil
+	},
+	// probe shop/ann 1: an attempt that nobody asked for, if one more could be opened after it.
+	"probe": func(s *scenario, args []string) error {
+		p, err := s.pool(args[0])
+		if err != nil {
+			return err
+		}
+		spare, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		if b := s.ps.Probe(s.now, p, spare); b != nil {
+			s.name(b)
+			fmt.Fprintf(&s.out, "probe %v\n", b.Ref)
+		} else {
+			fmt.Fprintln(&s.out, "no room for a probe")
 		}
 		return nil
 	},

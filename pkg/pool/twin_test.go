@@ -21,6 +21,7 @@ type twin struct {
 	claims     map[twinLimit]int
 	opened     int
 	idles      int
+	kept       int // backends closed for a pool that lacks more
 	effects    []string
 }
 
@@ -323,6 +324,21 @@ func (t *twin) acquire(now Time, p *twinPool, client int) {
 	}
 	p.queue = append(p.queue, twinWaiter{client, now})
 	t.finish(now)
+}
+
+// probe returns the number of the attempt, or 0.
+func (t *twin) probe(now Time, p *twinPool, spare int) int {
+	if p.retired || p.set.Size > 0 && t.count(of(p))+spare >= p.set.Size {
+		return 0
+	}
+	for _, l := range p.limits() {
+		if _, bounded := t.max[l]; bounded && t.free(l) <= spare {
+			return 0
+		}
+	}
+	id := t.begin(now, p)
+	t.finish(now)
+	return id
 }
 
 func (t *twin) openedCall(now Time, id int) {
@@ -679,6 +695,7 @@ func (t *twin) share(now Time, offered *twinBackend) {
 				kept = p
 				if offered != nil && t.evictable(now, offered, p, offered) && len(helps(offered, t.without(p))) > 0 {
 					t.close(now, offered, Evicted)
+					t.kept++
 				}
 				for _, l := range p.limits() {
 					if !slices.Contains(t.without(p), l) {
@@ -691,12 +708,16 @@ func (t *twin) share(now Time, offered *twinBackend) {
 }
 
 func (t *twin) open(now Time, p *twinPool) {
+	t.say("open b%d for %s/%s", t.begin(now, p), p.key.Database, p.key.User)
+}
+
+func (t *twin) begin(now Time, p *twinPool) int {
 	t.opened++
 	p.attempts++
 	t.backends = append(t.backends, &twinBackend{
 		id: t.opened, seq: p.attempts, pool: p, limits: p.limits(), generation: p.generation, started: now,
 	})
-	t.say("open b%d for %s/%s", t.opened, p.key.Database, p.key.User)
+	return t.opened
 }
 
 func (t *twin) evictable(now Time, b *twinBackend, p *twinPool, offered *twinBackend) bool {
