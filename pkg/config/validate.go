@@ -109,7 +109,8 @@ func (b *builder) authentication() {
 	}{{"client_tls_sslmode", b.config.TLS.Client.Mode}, {"server_tls_sslmode", b.config.TLS.Server.Mode}} {
 		switch side.mode {
 		case TLSRequire, TLSVerifyCA, TLSVerifyFull:
-			b.note("%s is %s, but TLS comes in a later version: these connections are in clear", side.key, side.mode)
+			// Asked for, encryption must not silently be missing: passwords would go out in clear.
+			b.problem(side.key, nil, "%s is %s, which this version cannot do yet; allowed: disable, allow, prefer", side.key, side.mode)
 		}
 	}
 	hashes := 0
