@@ -33,6 +33,7 @@ import (
 // Before a client's first ReadyForQuery its ParameterStatus messages are not shown. At the end each client says
 // Terminate, and nothing unread may be left.
 type conversation struct {
+	path    string
 	session bool
 	not     map[string]string // target: reason
 	setup   []string
@@ -269,7 +270,7 @@ func (s *step) parse() (err error) {
 	case "await":
 		sc := scanner{rest: s.arg}
 		v, err := sc.value()
-		if err != nil || sc.rest != "" {
+		if err != nil || sc.rest != "" || !strings.HasPrefix(s.arg, `"`) {
 			return fmt.Errorf("await needs a query in quotes")
 		}
 		s.arg = v.text()

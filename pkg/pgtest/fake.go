@@ -147,15 +147,16 @@ func (f *Fake) serveOne(conn net.Conn, n int) {
 		delete(f.open, conn)
 		f.announce()
 		f.mu.Unlock()
-		if r := recover(); r != nil && r != errGone {
+		r := recover()
+		if _, quietly := r.(gone); r != nil && !quietly {
 			panic(r)
 		}
 	}()
 	f.serve(c)
 }
 
-// errGone unwinds serve when its connection has ended.
-var errGone = errors.New("pgtest: the connection has ended")
+// gone unwinds serve when its connection has ended.
+type gone struct{}
 
 // FakeConn is one connection to a Fake. Unless said otherwise a method writes at once what it is named after.
 type FakeConn struct {
@@ -188,7 +189,7 @@ func (c *FakeConn) Raw(b []byte) {
 			select {
 			case <-time.After(c.pause):
 			case <-c.fake.done:
-				panic(errGone)
+				panic(gone{})
 			}
 		}
 	}
@@ -202,14 +203,14 @@ func (c *FakeConn) Raw(b []byte) {
 
 func (c *FakeConn) write(b []byte) {
 	if _, err := c.conn.Write(b); err != nil {
-		panic(errGone)
+		panic(gone{})
 	}
 }
 
 // Close closes the connection and ends serve.
 func (c *FakeConn) Close() {
 	c.conn.Close()
-	panic(errGone)
+	panic(gone{})
 }
 
 // Reset closes the connection with a TCP reset and ends serve.
@@ -239,7 +240,7 @@ func (c *FakeConn) Frame(kind byte, length int32, body []byte) {
 func (c *FakeConn) Receive() pgproto3.FrontendMessage {
 	m, err := c.Backend.Receive()
 	if err != nil {
-		panic(errGone)
+		panic(gone{})
 	}
 	return m
 }
@@ -251,7 +252,7 @@ func (c *FakeConn) Query() string {
 		case *pgproto3.Query:
 			return m.String
 		case *pgproto3.Terminate:
-			panic(errGone)
+			panic(gone{})
 		}
 	}
 }
@@ -260,7 +261,7 @@ func (c *FakeConn) Query() string {
 func (c *FakeConn) AwaitEnd() {
 	_, err := io.Copy(io.Discard, c.conn)
 	if err != nil && !errors.Is(err, net.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
-		panic(errGone)
+		panic(gone{})
 	}
 }
 
@@ -270,7 +271,7 @@ func (c *FakeConn) Startup() map[string]string {
 	for {
 		m, err := c.Backend.ReceiveStartupMessage()
 		if err != nil {
-			panic(errGone)
+			panic(gone{})
 		}
 		switch m := m.(type) {
 		case *pgproto3.StartupMessage:
@@ -278,7 +279,7 @@ func (c *FakeConn) Startup() map[string]string {
 		case *pgproto3.SSLRequest, *pgproto3.GSSEncRequest:
 			c.Raw([]byte{'N'})
 		default:
-			panic(errGone)
+			panic(gone{})
 		}
 	}
 }
@@ -373,7 +374,7 @@ func (c *FakeConn) password(authType uint32) string {
 	}
 	m, ok := c.Receive().(*pgproto3.PasswordMessage)
 	if !ok {
-		panic(errGone)
+		panic(gone{})
 	}
 	return m.Password
 }
@@ -386,7 +387,7 @@ func (c *FakeConn) AskSASL(mechanisms ...string) (mechanism string, first []byte
 	}
 	m, ok := c.Receive().(*pgproto3.SASLInitialResponse)
 	if !ok {
-		panic(errGone)
+		panic(gone{})
 	}
 	return m.AuthMechanism, append([]byte(nil), m.Data...)
 }
@@ -399,7 +400,7 @@ func (c *FakeConn) ContinueSASL(challenge []byte) []byte {
 	}
 	m, ok := c.Receive().(*pgproto3.SASLResponse)
 	if !ok {
-		panic(errGone)
+		panic(gone{})
 	}
 	return append([]byte(nil), m.Data...)
 }

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 )
@@ -35,41 +34,56 @@ func RunConversations(t *testing.T, dir string, target Target) {
 	if !slices.Contains(targets, target.Name) {
 		t.Fatalf("a target's name is one of %s, not %q", strings.Join(targets, ", "), target.Name)
 	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
+	conversations, errs := loadConversations(dir)
+	for _, err := range errs {
+		t.Error(err)
 	}
-	if len(entries) == 0 {
-		t.Fatalf("there are no conversations in %s", dir)
-	}
-	for _, e := range entries {
-		name, isText := strings.CutSuffix(e.Name(), ".txt")
-		if !isText || e.IsDir() {
-			t.Errorf("%s in %s is no conversation: their names end in .txt", e.Name(), dir)
-			continue
-		}
-		path := filepath.Join(dir, e.Name())
-		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c, err := parseConversation(string(text))
-		if err != nil {
-			t.Errorf("%s: %v", path, err)
-			continue
-		}
+	for _, c := range conversations {
 		if c.heldBy(target) {
-			t.Run(name, func(t *testing.T) { c.test(t, path, target) })
+			t.Run(c.name(), func(t *testing.T) { c.test(t, target) })
 		}
 	}
 }
+
+// loadConversations reads a directory in order of names. What is no conversation is an error.
+func loadConversations(dir string) (all []*conversation, errs []error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, []error{err}
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		if e.IsDir() || filepath.Ext(path) != ".txt" {
+			errs = append(errs, fmt.Errorf("%s is no conversation: their names end in .txt", path))
+			continue
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		c, err := parseConversation(string(text))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", path, err))
+			continue
+		}
+		c.path = path
+		all = append(all, c)
+	}
+	if len(all) == 0 && len(errs) == 0 {
+		errs = append(errs, fmt.Errorf("there are no conversations in %s", dir))
+	}
+	return all, errs
+}
+
+func (c *conversation) name() string { return strings.TrimSuffix(filepath.Base(c.path), ".txt") }
 
 func (c *conversation) heldBy(target Target) bool {
 	_, refused := c.not[target.Name]
 	return !refused && (!c.session || target.Session || target.Name == "postgres")
 }
 
-func (c *conversation) test(t *testing.T, path string, target Target) {
+func (c *conversation) test(t testing.TB, target Target) {
 	t.Helper()
 	transcripts, err := c.hold(t.Context(), target)
 	if Rewriting() {
@@ -78,7 +92,7 @@ func (c *conversation) test(t *testing.T, path string, target Target) {
 				delete(transcripts, i)
 			}
 		}
-		if err := os.WriteFile(path, []byte(c.rewrite(target.Name, transcripts)), 0o644); err != nil {
+		if err := os.WriteFile(c.path, []byte(c.rewrite(target.Name, transcripts)), 0o644); err != nil {
 			t.Error(err)
 		}
 	} else {
@@ -86,13 +100,13 @@ func (c *conversation) test(t *testing.T, path string, target Target) {
 			s := &c.steps[i]
 			got, want := transcripts[i], s.expectation(target.Name).lines
 			if s.reads() && !slices.Equal(got, want) {
-				t.Errorf("%s:%d: %s %s\n%s", path, s.line+1, s.verb, s.arg, difference(got, want))
+				t.Errorf("%s:%d: %s %s\n%s", c.path, s.line+1, s.verb, s.arg, difference(got, want))
 				break // what follows is likely to be shifted
 			}
 		}
 	}
 	if err != nil {
-		t.Errorf("%s:%v", path, err)
+		t.Errorf("%s:%v", c.path, err)
 	}
 }
 
@@ -229,11 +243,11 @@ func (target Target) await(ctx context.Context, sql string) error {
 	}
 	defer t.close()
 	var answer string
-	if !await(patience, func() bool {
+	if !await(t.limit, func() bool {
 		answer, err = t.query(sql)
 		return err != nil || answer == "t"
 	}) {
-		return fmt.Errorf("after %v it still says %q: %s", patience, answer, sql)
+		return fmt.Errorf("after %v it still says %q: %s", t.limit, answer, sql)
 	}
 	if err != nil {
 		return err
@@ -257,7 +271,6 @@ func (target Target) cancel(ctx context.Context, of *talker) error {
 
 // leave ends a connection that is still open and insists that nothing was left unread.
 func (t *talker) leave() error {
-	t.conn.SetReadDeadline(time.Now().Add(patience))
 	t.queue = append(t.queue, 'X', 0, 0, 0, 4)
 	left, err := t.until("closed", 1, "")
 	if err == nil && len(left) > 1 {

@@ -25,11 +25,14 @@ type Target struct {
 	Password string // given when asked for in clear
 	Database string // its schema public is dropped and created again
 	Session  bool   // a client keeps its backend; always true of PostgreSQL itself
+
+	patience time.Duration // how long an answer may take, 30 s if zero
 }
 
 // talker is one client's connection in a conversation.
 type talker struct {
 	conn   net.Conn
+	limit  time.Duration // how long an answer may take
 	r      *bufio.Reader
 	queue  []byte
 	writer chan struct{} // closed when the last write is done; nil before the first
@@ -45,12 +48,16 @@ func (target Target) dial(ctx context.Context) (*talker, error) {
 	if network == "" {
 		network = "tcp"
 	}
-	d := net.Dialer{Timeout: patience}
+	limit := target.patience
+	if limit == 0 {
+		limit = patience
+	}
+	d := net.Dialer{Timeout: limit}
 	conn, err := d.DialContext(ctx, network, target.Addr)
 	if err != nil {
 		return nil, err
 	}
-	return &talker{conn: conn, r: bufio.NewReader(conn), params: map[string]string{}}, nil
+	return &talker{conn: conn, limit: limit, r: bufio.NewReader(conn), params: map[string]string{}}, nil
 }
 
 // startup is a startup message with the target's user and database, unless params say otherwise.
@@ -96,7 +103,7 @@ func (t *talker) write() {
 		if before != nil {
 			<-before
 		}
-		t.conn.SetWriteDeadline(time.Now().Add(patience))
+		t.conn.SetWriteDeadline(time.Now().Add(t.limit))
 		_, _ = t.conn.Write(b)
 	}()
 }
@@ -129,7 +136,7 @@ const closedLine = "closed"
 // every transcript. Asked for a password in clear it gives the one it has, if any.
 func (t *talker) until(what string, n int, password string) (transcript []string, err error) {
 	t.write()
-	t.conn.SetReadDeadline(time.Now().Add(patience))
+	t.conn.SetReadDeadline(time.Now().Add(t.limit))
 	if what == "byte" {
 		b, err := t.r.ReadByte()
 		if err != nil {
@@ -140,7 +147,7 @@ func (t *talker) until(what string, n int, password string) (transcript []string
 	for {
 		kind, body, err := t.frame()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return transcript, fmt.Errorf("after %v still waiting for %s, got so far:\n%s", patience, what, strings.Join(shorten(transcript), "\n"))
+			return transcript, fmt.Errorf("after %v still waiting for %s, got so far:\n%s", t.limit, what, strings.Join(shorten(transcript), "\n"))
 		}
 		if err != nil {
 			transcript = append(transcript, closedLine)
@@ -215,7 +222,7 @@ func (t *talker) learn(kind byte, body []byte) {
 
 // query runs SQL and returns the first value, for what surrounds a dialogue.
 func (t *talker) query(sql string) (string, error) {
-	t.conn.SetDeadline(time.Now().Add(patience))
+	t.conn.SetDeadline(time.Now().Add(t.limit))
 	f := pgproto3.NewFrontend(t.r, t.conn)
 	f.Send(&pgproto3.Query{String: sql})
 	rows, err := collect(f)

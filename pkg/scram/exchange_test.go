@@ -42,7 +42,7 @@ func TestAClientAndAServerAgreeOnARightPassword(t *testing.T) {
 
 func TestAWrongPasswordIsErrProof(t *testing.T) {
 	c, s := NewClient("pencils", []byte("client")), NewServer(NewVerifier("pencil", testSalt, 2), []byte("server"))
-	if err := exchange(c, s); err != ErrProof {
+	if err := exchange(c, s); !errors.Is(err, ErrProof) {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -70,7 +70,7 @@ func TestKeysAreRefusedByErrKeysWhenSaltOrIterationsChanged(t *testing.T) {
 		"salt":       NewVerifier("pencil", []byte("another"), 2),
 		"iterations": NewVerifier("pencil", testSalt, 3),
 	} {
-		if err := exchange(NewClientFromKeys(keys, []byte("client")), NewServer(other, []byte("server"))); err != ErrKeys {
+		if err := exchange(NewClientFromKeys(keys, []byte("client")), NewServer(other, []byte("server"))); !errors.Is(err, ErrKeys) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
@@ -79,7 +79,7 @@ func TestKeysAreRefusedByErrKeysWhenSaltOrIterationsChanged(t *testing.T) {
 func TestAServerThatDoesNotKnowThePasswordIsErrServerProof(t *testing.T) {
 	impostor := NewVerifier("pencil", testSalt, 2)
 	impostor.ServerKey[0] ^= 1
-	if err := exchange(NewClient("pencil", []byte("client")), NewServer(impostor, []byte("server"))); err != ErrServerProof {
+	if err := exchange(NewClient("pencil", []byte("client")), NewServer(impostor, []byte("server"))); !errors.Is(err, ErrServerProof) {
 		t.Fatalf("got %v", err)
 	}
 }
@@ -97,7 +97,7 @@ func TestAMockVerifierIsStablePerUserAndDiffersBetweenThem(t *testing.T) {
 		t.Errorf("it does not look like PostgreSQL's: %v", err)
 	}
 	for _, password := range []string{"", "alice", "s"} {
-		if err := exchange(NewClient(password, []byte("c")), NewServer(MockVerifier([]byte("s"), "alice", 2), []byte("s"))); err != ErrProof {
+		if err := exchange(NewClient(password, []byte("c")), NewServer(MockVerifier([]byte("s"), "alice", 2), []byte("s"))); !errors.Is(err, ErrProof) {
 			t.Errorf("password %q: %v", password, err)
 		}
 	}
@@ -244,7 +244,9 @@ func BenchmarkProvingAClient(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		s := NewServer(v, []byte("server"))
-		s.First(clientFirst)
+		if _, err := s.First(clientFirst); err != nil {
+			b.Fatal(err)
+		}
 		if _, err := s.Final(final); err != nil {
 			b.Fatal(err)
 		}
@@ -261,7 +263,9 @@ func TestErrorsNeverQuoteSecrets(t *testing.T) {
 		}
 	}
 	s := rfcServer()
-	s.First([]byte(rfcClientFirst))
+	if _, err := s.First([]byte(rfcClientFirst)); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := s.Final([]byte("c=biws,r=hunter2,p=hunter2")); err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("Final says %v", err)
 	}

@@ -1,6 +1,7 @@
 package scram
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -101,8 +102,11 @@ func TestHostileClientFinalMessages(t *testing.T) {
 
 func TestAProofReplayedInAnotherExchangeIsErrProof(t *testing.T) {
 	replayed := rfcServer()
-	replayed.First([]byte("n,,n=someone,r=" + rfcNonce)) // same nonces, other message: the proof does not cover it
-	if _, err := replayed.Final([]byte(rfcClientFinal)); err != ErrProof {
+	// Same nonces, other message: the proof does not cover it.
+	if _, err := replayed.First([]byte("n,,n=someone,r=" + rfcNonce)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := replayed.Final([]byte(rfcClientFinal)); !errors.Is(err, ErrProof) {
 		t.Fatalf("got %v", err)
 	}
 }
