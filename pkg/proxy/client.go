@@ -346,6 +346,9 @@ func (c *client) flush() {
 	c.p.loop.Buffers.Return(c.out)
 	c.out, c.outAt = nil, 0
 	c.conn.WantWrite(false)
+	if c.state == stateLinger {
+		c.conn.CloseWrite()
+	}
 	if s := c.server; s != nil {
 		s.progress()
 		s.pump()
@@ -450,7 +453,9 @@ func (c *client) linger(reason string) {
 	c.p.loop.Buffers.Return(c.in)
 	c.in = nil
 	c.remain = 0
-	c.conn.CloseWrite()
+	if len(c.out) == 0 { // else flush does it: the reason is last in line
+		c.conn.CloseWrite()
+	}
 	c.readable = true
 	c.login = &login{}
 	c.p.loop.Set(&c.login.timer, c.p.loop.Now()+lingerTime, func() { c.end("") })
