@@ -62,6 +62,7 @@ type driver struct {
 	retires  bool
 	tight    bool
 	log      []string
+	wrong    error // of the call just made
 	seen     map[string]int
 }
 
@@ -232,14 +233,14 @@ func (d *driver) onClient(fits func(*Client) bool, call func(*Client, int) strin
 func (d *driver) connect(p *driverPool) string {
 	if p.real.retired {
 		if err := d.ps.Connect(d.now, p.real, &Client{}); !errors.Is(err, ErrRemoved) {
-			panic(fmt.Sprint("connect to a retired pool: ", err))
+			d.wrong = fmt.Errorf("connect to a retired pool: %v", err)
 		}
 		return "connect to a retired pool"
 	}
 	return d.onClient(func(c *Client) bool { return c.pool == nil }, func(c *Client, id int) string {
 		got, want := d.ps.Connect(d.now, p.real, c), d.twin.connect(d.now, p.twin)
 		if fmt.Sprint(got) != fmt.Sprint(want) {
-			panic(fmt.Sprintf("connect: got %v, want %v", got, want))
+			d.wrong = fmt.Errorf("connect: got %v, want %v", got, want)
 		}
 		if got != nil {
 			d.seen["client limit"]++
@@ -290,7 +291,7 @@ func (d *driver) probe(p *driverPool) string {
 		d.seen["probe"]++
 	}
 	if want := d.twin.probe(d.now, p.twin, spare); got != want {
-		panic(fmt.Sprintf("probe of %v: got b%d, want b%d", p.real.key, got, want))
+		d.wrong = fmt.Errorf("probe of %v: got b%d, want b%d", p.real.key, got, want)
 	}
 	return fmt.Sprintf("probe %v: b%d", p.real.key, got)
 }
@@ -351,6 +352,9 @@ func (d *driver) setLimit(scope Scope, name string, n int) string {
 // compare carries out the effects of one call and compares everything.
 func (d *driver) compare(what string) error {
 	d.log = append(d.log, fmt.Sprintf("%v %s", d.now, what))
+	if d.wrong != nil {
+		return d.wrong
+	}
 	d.backends = slices.DeleteFunc(d.backends, func(b *Backend) bool { return b.links[poolLink].owner == nil })
 	var got []string
 	for _, e := range d.ps.Effects() {

@@ -78,11 +78,7 @@ func (b *Backend) expiresAt() Time {
 
 // expired says whether b is to be closed because of its age, now that nobody uses it.
 func (b *Backend) expired(now Time) bool {
-	p := b.pool
-	if p.settings.ServerLifetime <= 0 {
-		return b.served
-	}
-	return p.nextExpiry <= now && b.expiresAt() <= now
+	return b.pool.nextExpiry <= now && b.expiresAt() <= now
 }
 
 // expirySpacing is how far apart lifetime closings of p are, so that a pool is renewed over a whole lifetime.
@@ -103,10 +99,7 @@ func (p *Pool) firstExpiry() (*Backend, Time) {
 			first, at = b, t
 		}
 	}
-	if first != nil && p.settings.ServerLifetime > 0 {
-		at = max(at, p.nextExpiry)
-	}
-	return first, at
+	return first, max(at, p.nextExpiry)
 }
 
 // backOff delays p's next attempt after a failed one. Attempts of one round that fail together count once.
