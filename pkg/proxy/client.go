@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"errors"
-	"io"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -64,6 +63,7 @@ type client struct {
 
 	state    clientState
 	readable bool
+	hungUp   bool // the client has closed its side; reading to the end tells when everything has been read
 	dead     bool // a write failed
 	isUnix   bool
 	index    int // in Proxy.clients
@@ -85,11 +85,15 @@ func (c *client) Ready(ev eventloop.Events) {
 	if ev&eventloop.Writable != 0 && len(c.out) > 0 {
 		c.flush()
 	}
-	// A client that went away while it waits must not be given capacity, nor have its query run for nobody.
-	if c.dead || (ev&eventloop.HangUp != 0 && (c.state == stateWaiting || (c.state == stateLogin && c.login.busy))) {
+	c.hungUp = c.hungUp || ev&eventloop.HangUp != 0
+	if c.dead {
 		c.end("client unexpected eof")
 	}
 	c.pump()
+	// A client that went away while it waits must not be given capacity, nor have its query run for nobody.
+	if c.hungUp && (c.state == stateWaiting || (c.state == stateLogin && c.login.busy)) {
+		c.end("client unexpected eof")
+	}
 	c.p.settle()
 }
 
@@ -111,8 +115,9 @@ func (c *client) pump() {
 		if c.readable {
 			var m int
 			m, err = c.conn.Read(buf[n:])
-			// A short read has emptied the socket; the next event comes when there is more.
-			if m < len(buf)-n && err == nil {
+			// A short read has emptied the socket; the next event comes when there is more. The end may have come with
+			// the bytes, though, and is not announced again.
+			if m < len(buf)-n && err == nil && !c.hungUp {
 				c.readable = false
 			}
 			n += m
@@ -127,7 +132,7 @@ func (c *client) pump() {
 		if err != nil {
 			c.readable = false
 			if !errors.Is(err, eventloop.ErrWouldBlock) {
-				c.gone(errors.Is(err, io.EOF))
+				c.gone(true)
 			}
 			return
 		}
@@ -431,6 +436,10 @@ func (c *client) abandon() {
 	s := c.server
 	if s == nil {
 		return
+	}
+	// PostgreSQL too gives up a query when it cannot write the answer.
+	if c.dead && s.task == taskNone && s.link.Busy() && s.cancels == 0 {
+		c.p.sendCancel(s)
 	}
 	partial := c.remain > 0
 	c.server, s.client = nil, nil

@@ -47,6 +47,7 @@ type server struct {
 	outAt    int
 	remain   int // bytes of the current message still to come
 	readable bool
+	hungUp   bool // the server has closed its side; reading to the end tells when everything has been read
 	closing  bool
 	closed   bool
 
@@ -92,6 +93,7 @@ func (s *server) Ready(ev eventloop.Events) {
 	if ev&eventloop.Readable != 0 {
 		s.readable = true
 	}
+	s.hungUp = s.hungUp || ev&eventloop.HangUp != 0
 	if ev&eventloop.Writable != 0 && len(s.out) > 0 {
 		s.flush()
 	}
@@ -117,7 +119,7 @@ func (s *server) pump() {
 		if s.readable {
 			var m int
 			m, err = s.conn.Read(buf[n:])
-			if m < len(buf)-n && err == nil {
+			if m < len(buf)-n && err == nil && !s.hungUp {
 				s.readable = false
 			}
 			n += m
@@ -212,7 +214,8 @@ func (s *server) process(buf []byte) (rest []byte) {
 		off = end
 		if s.swallows() {
 			from = off
-			if typ == pgwire.ReadyForQuery {
+			// A COPY that begins after its client has left waits for data.
+			if typ == pgwire.ReadyForQuery || (typ == pgwire.CopyInResponse && s.task == taskAbandon) {
 				s.taskStep()
 				if s.closed || s.closing {
 					return nil
@@ -284,7 +287,8 @@ func (s *server) progress() {
 	mode := s.pooled.route.Pool.Mode
 	switch {
 	case s.link.Lost():
-		c.end("server connection lost step")
+		c.fail("08P01", "server connection lost step with its client")
+		c.linger("server connection lost step")
 	case s.link.Idle():
 		if mode != pool.Session {
 			c.detach()
@@ -429,9 +433,7 @@ func (s *server) abandoned(partial bool) {
 	s.p.pools.Unlink(s.p.now(), s.pb)
 	if s.task == taskNone || s.task == taskParams {
 		s.task = taskAbandon
-		if !s.link.Busy() || s.link.Abandon() != session.Wait {
-			s.cleanUp()
-		}
+		s.cleanUp()
 	}
 }
 
@@ -442,9 +444,12 @@ func (s *server) cleanUp() {
 	case session.SayCopyFail:
 		_ = s.link.Sent(pgwire.CopyFail)
 		s.write(pgwire.AppendCopyFail(nil, "client disconnected"))
+		s.cleanUp() // in the extended protocol nothing comes back before a Sync
 	case session.SaySync:
+		// A Sync alone would commit what the batch has done. Where the batch has failed, the server ignores the query.
+		_ = s.link.Sent(pgwire.Query)
 		_ = s.link.Sent(pgwire.Sync)
-		s.write(pgwire.AppendSync(nil))
+		s.write(pgwire.AppendSync(pgwire.AppendQuery(nil, "ROLLBACK")))
 	case session.SayRollback:
 		s.run(taskAbandon, "ROLLBACK")
 	case session.GiveUp:

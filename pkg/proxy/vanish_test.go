@@ -1,0 +1,175 @@
+package proxy
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/pgberth/pgberth/pkg/pgtest"
+)
+
+// stranded is a state that a client may vanish in, with a server connection of its own.
+type stranded struct {
+	name    string
+	prepare func(c *caller)
+	// lost: the protocol knows no way to clean up, so the server connection is closed.
+	lost bool
+	// notByTerminate: it would complete what was begun.
+	notByTerminate bool
+}
+
+// endless is a result that only a cancel ends.
+const endless = "select generate_series(1, 1000000000000), repeat('x', 200)"
+
+var strandedStates = []stranded{
+	{name: "idle in a transaction", prepare: begun},
+	{name: "in a failed transaction", prepare: func(c *caller) {
+		begun(c)
+		c.ask("select 1/0")
+	}},
+	{name: "in a batch without Sync", prepare: func(c *caller) {
+		c.send(insertion()...)
+	}},
+	{name: "in a batch that was flushed and answered", prepare: func(c *caller) {
+		c.send(append(insertion(), &pgproto3.Flush{})...)
+		until[*pgproto3.CommandComplete](c)
+	}},
+	{name: "in a batch without Sync in a transaction", prepare: func(c *caller) {
+		begun(c)
+		c.send(append(insertion(), &pgproto3.Flush{})...)
+		until[*pgproto3.CommandComplete](c)
+	}},
+	{name: "in a batch that failed", prepare: func(c *caller) {
+		c.send(append(insertion(), &pgproto3.Parse{Query: "no SQL"}, &pgproto3.Flush{})...)
+		for {
+			if _, failed := c.receive().(*pgproto3.ErrorResponse); failed {
+				return
+			}
+		}
+	}},
+	{name: "in a batch that is about to fail", prepare: func(c *caller) {
+		c.send(append(insertion(), &pgproto3.Parse{Query: "no SQL"})...)
+	}},
+	{name: "after Parse alone", prepare: func(c *caller) {
+		c.send(&pgproto3.Parse{Query: "select 1"})
+	}},
+	{name: "in COPY IN", prepare: func(c *caller) {
+		c.send(&pgproto3.Query{String: "copy strays from stdin"})
+		until[*pgproto3.CopyInResponse](c)
+		c.send(&pgproto3.CopyData{Data: []byte("1\n2\n")})
+	}},
+	{name: "in COPY IN in a transaction", prepare: func(c *caller) {
+		begun(c)
+		c.send(&pgproto3.Query{String: "copy strays from stdin"})
+		until[*pgproto3.CopyInResponse](c)
+		c.send(&pgproto3.CopyData{Data: []byte("1\n2\n")})
+	}},
+	{name: "in COPY IN by the extended protocol", prepare: func(c *caller) {
+		c.send(&pgproto3.Parse{Query: "copy strays from stdin"}, &pgproto3.Bind{}, &pgproto3.Execute{}, &pgproto3.Flush{})
+		until[*pgproto3.CopyInResponse](c)
+		c.send(&pgproto3.CopyData{Data: []byte("1\n2\n")})
+	}},
+	{name: "in COPY IN after half a frame", lost: true, prepare: func(c *caller) {
+		c.send(&pgproto3.Query{String: "copy strays from stdin"})
+		until[*pgproto3.CopyInResponse](c)
+		c.raw(partial('d', 1000, "1\n2\n"))
+	}},
+	{name: "in COPY OUT", prepare: func(c *caller) {
+		c.send(&pgproto3.Query{String: "copy (" + endless + ") to stdout"})
+		until[*pgproto3.CopyData](c)
+	}},
+	{name: "in the middle of a result", prepare: func(c *caller) {
+		c.send(&pgproto3.Query{String: endless})
+		until[*pgproto3.DataRow](c)
+	}},
+	{name: "in the middle of a result in a transaction", prepare: func(c *caller) {
+		begun(c)
+		c.send(&pgproto3.Query{String: endless})
+		until[*pgproto3.DataRow](c)
+	}},
+	{name: "after half a query in a transaction", lost: true, prepare: func(c *caller) {
+		begun(c)
+		c.raw(partial('Q', 1000, "select"))
+	}},
+	{name: "after half a query that is too long to be held back", lost: true, prepare: func(c *caller) {
+		c.raw(partial('Q', 10*holdSize, strings.Repeat(" ", 2*holdSize)))
+	}},
+	{name: "after half a header in a transaction", notByTerminate: true, prepare: func(c *caller) {
+		begun(c)
+		c.raw([]byte{'Q', 0, 0})
+	}},
+}
+
+// begun opens a transaction and leaves in it whatever the next client must not see.
+func begun(c *caller) {
+	for _, sql := range []string{
+		"begin", "insert into strays values (1)", "set work_mem = '5MB'", "select pg_advisory_xact_lock(4711)",
+		"declare leftover cursor for select 1", "listen leftover", "set application_name = 'leftover'", "set local datestyle = 'German'",
+	} {
+		c.must(sql)
+	}
+}
+
+func insertion() []pgproto3.FrontendMessage {
+	return []pgproto3.FrontendMessage{
+		&pgproto3.Parse{Query: "insert into strays values (1)"}, &pgproto3.Bind{}, &pgproto3.Execute{},
+	}
+}
+
+// awaitTrue repeats a query on the server until it says t.
+func awaitTrue(t *testing.T, s *pgtest.Server, sql string) {
+	t.Helper()
+	ctx, stop := context.WithTimeout(context.Background(), patience)
+	defer stop()
+	for {
+		rows, err := s.Query(ctx, sql)
+		if err != nil {
+			t.Fatalf("not true within %v: %s: %v", patience, sql, err)
+		}
+		if rows[0][0] == "t" {
+			return
+		}
+	}
+}
+
+func TestAClientThatVanishesCostsARollbackAndNotAServerConnection(t *testing.T) {
+	s := pgtest.Shared(t)
+	if err := s.Exec(t.Context(), "create table strays (x int)"); err != nil {
+		t.Fatal(err)
+	}
+	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
+	for _, state := range strandedStates {
+		for _, way := range slices.Sorted(maps.Keys(departures)) {
+			if state.notByTerminate && way == "by Terminate" {
+				continue
+			}
+			t.Run(state.name+" "+way, func(t *testing.T) {
+				a, next := callAt(t, p.Addr), callAt(t, p.Addr)
+				before := a.must("select pg_backend_pid()")
+				state.prepare(a)
+				p.await("it has a server connection", func(s Snapshot) bool { return s.Pools[0].Stats.Active == 1 })
+				next.send(&pgproto3.Query{String: `select pg_backend_pid(), (select count(*) from strays), current_setting('work_mem'),
+					(select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'advisory'),
+					(select count(*) from pg_cursors), (select count(*) from pg_listening_channels()), current_setting('application_name'),
+					current_setting('datestyle')`})
+				p.await("the next client waits", func(s Snapshot) bool { return s.Pools[0].Stats.Waiting == 1 })
+				departures[way](a)
+				r := next.reply()
+				if r.err != nil || len(r.rows) != 1 {
+					t.Fatalf("the next client was answered by %+v", r)
+				}
+				if got, want := strings.Join(r.rows[0][1:], "|"), "0|4MB|0|0|0||ISO, MDY"; got != want {
+					t.Errorf("the next client sees %s, want %s", got, want)
+				}
+				if kept := r.rows[0][0] == before; kept == state.lost {
+					t.Errorf("the server connection was kept: %v, want %v", kept, !state.lost)
+				}
+			})
+		}
+	}
+	p.await("nothing is left of the clients", func(s Snapshot) bool { return s.Clients == 0 && s.BuffersLent == 0 })
+}
