@@ -51,14 +51,14 @@ func (f *Fake) Addr() string { return f.listener.Addr().String() }
 // Port is Addr's.
 func (f *Fake) Port() int { return f.listener.Addr().(*net.TCPAddr).Port }
 
-// Accepted counts the connections so far, Open those not closed by either side's end of serve.
+// Accepted counts all connections so far.
 func (f *Fake) Accepted() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.accepted
 }
 
-// Open counts the connections being served.
+// Open counts the connections whose serve has not returned.
 func (f *Fake) Open() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
