@@ -19,3 +19,19 @@ func (ps *Pools) Probe(now Time, p *Pool, spare int) *Backend {
 	ps.plan(now, nil) // it serves a waiter when it succeeds, so p may need less than it is promised
 	return b
 }
+
+// Refused says that an attempt of Probe is over, that it holds no slot, and that why it failed is the prober's affair: the
+// pool's own attempts are not put off, and nobody who waits fails.
+func (ps *Pools) Refused(now Time, b *Backend) {
+	if b.state == Closing {
+		ps.Closed(now, b)
+		return
+	}
+	b.must("Refused", Opening)
+	p := b.pool
+	p.served.failures++
+	ps.forgetBackend(b)
+	ps.changed(now, p)
+	ps.vanish(p)
+	ps.plan(now, nil)
+}

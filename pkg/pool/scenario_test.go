@@ -232,8 +232,8 @@ func (s *scenario) pool(name string) (*Pool, error) {
 	return nil, fmt.Errorf("no pool %s", name)
 }
 
-// settings applies key=value arguments.
-func (set *Settings) apply(args []string) error {
+// apply sets what key=value arguments say.
+func apply(set *Settings, args []string) error {
 	for _, arg := range args {
 		name, value, _ := strings.Cut(arg, "=")
 		number, numErr := strconv.Atoi(value)
@@ -295,7 +295,7 @@ var verbs = map[string]func(s *scenario, args []string) error{
 			return err
 		}
 		set := Settings{Server: "h", Mode: Transaction, ServerLifetime: time.Hour, MaxConnecting: 10, LoginRetry: 15 * time.Second}
-		if err := set.apply(args[1:]); err != nil {
+		if err := apply(&set, args[1:]); err != nil {
 			return err
 		}
 		s.ps.Ensure(s.now, k, set)
@@ -308,7 +308,7 @@ var verbs = map[string]func(s *scenario, args []string) error{
 			return err
 		}
 		set := p.Settings()
-		if err := set.apply(args[1:]); err != nil {
+		if err := apply(&set, args[1:]); err != nil {
 			return err
 		}
 		s.ps.Reconfigure(s.now, p, set)
