@@ -3,7 +3,7 @@
 GO       ?= go
 # Packages compiled and tested at once; the tests start servers, so more is not always faster.
 JOBS     ?= 2
-# What `make race`, `make lint` and `make vuln` look at.
+# What `make lint` and `make vuln` look at.
 PKGS     ?= ./...
 # Extra flags for every go test: make test-unit TEST_FLAGS='-run Frames -v'
 TEST_FLAGS ?=
@@ -32,6 +32,8 @@ build_flags := -trimpath -ldflags '$(LDFLAGS)'
 go_test := $(GO) test -p $(JOBS) -shuffle=on -timeout $(TEST_TIMEOUT) $(TEST_FLAGS)
 
 export PGBOUNCER
+
+.NOTPARALLEL:
 
 .PHONY: help
 help: ## this text
