@@ -25,7 +25,7 @@ const (
 	panelWidth  = 380
 	panelHeight = 250
 	margin      = 46
-	headRoom    = 60
+	headRoom    = 78
 )
 
 // charts draws what the bars are about. The same results give the same bytes.
@@ -42,7 +42,7 @@ func charts(r *results, m machine) []byte {
 		panels = append(panels,
 			panel{"CPU of the pooler, µs per transaction, " + long, cpuMetric, cases, poolers},
 			panel{"transactions per second, " + long, tpsMetric, cases, everybody},
-			panel{"p99 latency, ms, " + long, p99Metric, cases, everybody})
+			panel{"p99 latency, ms, " + long, p99Metric, cases, poolers})
 	}
 	panels = append(panels,
 		panel{"logins per second", loginsMetric, []string{stormCase}, everybody},
@@ -55,13 +55,15 @@ func charts(r *results, m machine) []byte {
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12" fill="#222">`+"\n",
 		columns*panelWidth, rows*panelHeight+headRoom)
 	b.WriteString(`<rect width="100%" height="100%" fill="#fff"/>` + "\n")
-	text(&b, margin, 20, "start", "Medians. "+m.String())
+	text(&b, margin, 20, "start", m.hardware())
+	text(&b, margin, 38, "start", m.software())
 	x := margin
 	for _, target := range everybody {
-		fmt.Fprintf(&b, `<rect x="%d" y="32" width="12" height="12" fill="%s"/>`+"\n", x, colors[target])
-		text(&b, x+17, 42, "start", target)
+		fmt.Fprintf(&b, `<rect x="%d" y="50" width="12" height="12" fill="%s"/>`+"\n", x, colors[target])
+		text(&b, x+17, 60, "start", target)
 		x += 110
 	}
+	text(&b, x, 60, "start", "medians; groups are numbers of clients")
 	for i, p := range panels {
 		p.draw(&b, r, i%columns*panelWidth, headRoom+i/columns*panelHeight)
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 )
 
@@ -26,11 +27,14 @@ func environment(ctx context.Context, s settings, l *lab) machine {
 	}
 	m := machine{
 		cpu:       field("/proc/cpuinfo", "model name"),
-		memory:    field("/proc/meminfo", "MemTotal"),
+		memory:    "unknown memory",
 		kernel:    ask("uname", "-sr"),
 		postgres:  ask(l.postgres.Bin("postgres"), "--version"),
 		pgbouncer: ask(s.pgbouncer, "--version"),
-		sidecar:   "not measured",
+		sidecar:   "no sidecar",
+	}
+	if kib, err := strconv.Atoi(strings.TrimSuffix(field("/proc/meminfo", "MemTotal"), " kB")); err == nil {
+		m.memory = fmt.Sprintf("%d GiB", (kib+1<<19)>>20)
 	}
 	if _, err := os.Stat(s.sidecar); err == nil {
 		m.sidecar = ask(s.sidecar, "--version")
@@ -38,9 +42,14 @@ func environment(ctx context.Context, s settings, l *lab) machine {
 	return m
 }
 
-func (m machine) String() string {
-	return fmt.Sprintf("%s, %d cores, %s, %s; %s; %s; sidecar: %s; %s", m.cpu, runtime.NumCPU(), m.memory, m.kernel,
-		m.postgres, m.pgbouncer, m.sidecar, runtime.Version())
+func (m machine) String() string { return m.hardware() + "; " + m.software() }
+
+func (m machine) hardware() string {
+	return fmt.Sprintf("%s, %d cores, %s, %s", m.cpu, runtime.NumCPU(), m.memory, m.kernel)
+}
+
+func (m machine) software() string {
+	return fmt.Sprintf("%s; %s; %s, %s", m.postgres, m.pgbouncer, m.sidecar, runtime.Version())
 }
 
 // field is the first value of a key in one of the kernel's "key : value" files.
