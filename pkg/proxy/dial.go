@@ -240,6 +240,10 @@ func (l *serverLogin) authenticate(body []byte) error {
 			return errors.New("server continued a SASL exchange that was not begun")
 		}
 		final, err := l.scram.Challenge(data)
+		if errors.Is(err, scram.ErrKeys) {
+			// What the server would say if it were asked: the keys that are known do not fit any more.
+			return &LoginError{pgwire.ErrorFields{Severity: pgwire.Fatal, Code: "28P01", Message: "the password was set anew on the server"}}
+		}
 		if err != nil {
 			return err
 		}

@@ -334,12 +334,15 @@ func (c *client) loginProved() {
 		c.loginRefused("3D000", "no such database: "+clipName(l.startup.Database))
 		return
 	}
-	pl := c.p.ensure(l.route)
-	if err := c.p.pools.Connect(c.p.now(), pl.pool, &c.pc); err != nil {
-		c.loginRefused("53300", err.Error())
-		return
+	pl := c.pooled // set when the password was on trial in the pool's queue
+	if pl == nil {
+		pl = c.p.ensure(l.route)
+		if err := c.p.pools.Connect(c.p.now(), pl.pool, &c.pc); err != nil {
+			c.loginRefused("53300", err.Error())
+			return
+		}
+		c.pooled = pl
 	}
-	c.pooled = pl
 	if pl.haveWelcome && l.proof == nil {
 		c.welcome()
 		return
@@ -358,6 +361,10 @@ func (c *client) welcomed() {
 	c.server, s.client = nil, nil
 	c.started = 0
 	c.p.pools.Release(c.p.now(), s.pb)
+	if pr := c.login.proof; pr != nil && !pr.proved {
+		c.p.unproved(pr)
+		return
+	}
 	c.welcome()
 }
 

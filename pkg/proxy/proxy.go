@@ -391,7 +391,7 @@ func (p *Proxy) open(b *pool.Backend) {
 		p.pools.OpenFailed(p.now(), b, false)
 		return
 	}
-	p.dialFor(b, pl, sec, func(d *dialed, err error) { p.opened(b, pl, proof, d, err) })
+	p.dialFor(b, pl, sec, func(d *dialed, err error) { p.opened(b, pl, sec, proof, d, err) })
 }
 
 // dialFor dials on a goroutine of its own and hands the result to the loop.
@@ -411,7 +411,7 @@ func (p *Proxy) dialFor(b *pool.Backend, pl *pooled, sec secret, then func(*dial
 	})
 }
 
-func (p *Proxy) opened(b *pool.Backend, pl *pooled, proof *proof, d *dialed, err error) {
+func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d *dialed, err error) {
 	defer func() {
 		p.settle()
 		p.armTick()
@@ -424,12 +424,20 @@ func (p *Proxy) opened(b *pool.Backend, pl *pooled, proof *proof, d *dialed, err
 	p.counters.DialFailures++
 	var le *LoginError
 	permanent := errors.As(err, &le) && le.permanent()
-	if permanent {
-		pl.refusal = le
-	}
-	p.disproved(pl, proof, le)
 	p.log.Warn("cannot connect to server", "database", pl.route.Database, "user", pl.route.User, "server", pl.route.server(), "error", err)
-	p.pools.OpenFailed(p.now(), b, permanent)
+	p.disproved(pl, sec, proof, le)
+	if proof != nil && le.wrongPassword() {
+		// It says nothing about the passwords of others.
+		p.pools.Refused(p.now(), b)
+	} else {
+		if permanent {
+			pl.refusal = le
+		}
+		p.pools.OpenFailed(p.now(), b, permanent)
+	}
+	if proof != nil {
+		p.dropUnused(pl)
+	}
 }
 
 // serve takes a finished login into the pool.
@@ -455,6 +463,11 @@ type LoginError struct{ pgwire.ErrorFields }
 
 func (e *LoginError) Error() string {
 	return fmt.Sprintf("server refused the login: %s (SQLSTATE %s)", e.Message, e.Code)
+}
+
+// wrongPassword: the server knows another one, or none, for the role. False of nil.
+func (e *LoginError) wrongPassword() bool {
+	return e != nil && (e.Code == "28P01" || e.Code == "28000")
 }
 
 // permanent: waiting does not help. 53300 and 57P03 are the server's way to say later; a reply without SQLSTATE says

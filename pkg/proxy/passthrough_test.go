@@ -1,0 +1,567 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/pgberth/pgberth/pkg/pgtest"
+)
+
+// passing makes a route that keeps the client's user and knows no password.
+func passing(r *Route, user string) {
+	r.User, r.Password = user, ""
+}
+
+// passthroughSettings are those of a passthrough pooler before the server at host:port.
+func passthroughSettings(host string, port int, edit func(*Route)) *Settings {
+	set := testSettings(host, port, nil)
+	route := set.Route
+	set.Auth = Passthrough
+	set.Route = func(database, user string) (Route, bool) {
+		r, ok := route(database, user)
+		passing(&r, user)
+		if edit != nil {
+			edit(&r)
+		}
+		return r, ok
+	}
+	return set
+}
+
+// try logs in with a password and returns the client, or what it was told.
+func (p *pooler) try(t *testing.T, user, password string) (*raw, string) {
+	t.Helper()
+	r := p.raw(t)
+	r.send(hello("user", user, "database", "app"))
+	if m, err := r.hear(); err != nil || m.kind != 'R' || string(m.body) != "\x00\x00\x00\x03" {
+		t.Fatalf("want a request for a password in clear, got %q %q, %v", m.kind, m.body, err)
+	}
+	r.send(packet('p', password+"\x00"))
+	for {
+		m, err := r.hear()
+		switch {
+		case err != nil:
+			t.Fatalf("the login ended without a word: %v", err)
+		case m.kind == 'E':
+			e := errorOf(t, m)
+			_ = r.conn.Close()
+			return nil, e.Code + " " + e.Message
+		case m.kind == 'Z':
+			return r, ""
+		}
+	}
+}
+
+// ask sends a query and returns its first value, or the error.
+func (r *raw) ask(sql string) (value string) {
+	r.t.Helper()
+	r.send(packet('Q', sql+"\x00"))
+	for {
+		m, err := r.hear()
+		switch {
+		case err != nil:
+			r.t.Fatalf("%s: %v", sql, err)
+		case m.kind == 'D' && value == "":
+			value = string(m.body[6:])
+		case m.kind == 'E':
+			e := errorOf(r.t, m)
+			value = e.Code + " " + e.Message
+			if e.Severity == "FATAL" {
+				return value
+			}
+		case m.kind == 'Z':
+			return value
+		}
+	}
+}
+
+func (p *pooler) admitted(t *testing.T, user, password string) *raw {
+	t.Helper()
+	r, why := p.try(t, user, password)
+	if why != "" {
+		t.Fatalf("the right password was refused: %s", why)
+	}
+	return r
+}
+
+func (p *pooler) denied(t *testing.T, user, password string) {
+	t.Helper()
+	if _, why := p.try(t, user, password); why != fmt.Sprintf("28P01 password authentication failed for user %q", user) {
+		t.Fatalf("the wrong password got %q", why)
+	}
+}
+
+// remembered looks at what the proxy knows of a role.
+func (p *pooler) remembered(t *testing.T, user string) (cr credential, known bool) {
+	t.Helper()
+	done := make(chan struct{})
+	if !p.loop.Post(func() {
+		for key, c := range p.creds {
+			if key.user == user {
+				cr, known = *c, true
+			}
+		}
+		close(done)
+	}) {
+		t.Fatal(ErrStopped)
+	}
+	<-done
+	return cr, known
+}
+
+func TestPassthroughHasTheServerProveThePassword(t *testing.T) {
+	for _, auth := range []pgtest.Auth{pgtest.SCRAM, pgtest.MD5, pgtest.Cleartext} {
+		t.Run(string(auth), func(t *testing.T) {
+			t.Parallel()
+			s := pgtest.Start(t, pgtest.Options{Auth: auth})
+			ctx := context.Background()
+			if err := s.Exec(ctx, "create role app login password 'first-secret'"); err != nil {
+				t.Fatal(err)
+			}
+			p := startProxy(t, passthroughSettings(s.Host, s.Port, nil))
+
+			p.denied(t, "app", "wrong-secret")
+			first := p.admitted(t, "app", "first-secret")
+			if got := first.ask("select current_user"); got != "app" {
+				t.Fatalf("the server sees the user as %q", got)
+			}
+			dials := p.state().Counters.Dials
+			p.admitted(t, "app", "first-secret")
+			if n := p.state().Counters.Dials; n != dials {
+				t.Errorf("the second client took %d logins at the server", n-dials)
+			}
+			p.denied(t, "app", "other-secret")
+
+			cr, _ := p.remembered(t, "app")
+			switch auth {
+			case pgtest.SCRAM:
+				if cr.secret.password != "" || cr.secret.keys == nil {
+					t.Error("a password is kept where keys would do")
+				}
+			case pgtest.MD5:
+				if !isMD5(cr.secret.password) {
+					t.Error("a password is kept where its hash would do")
+				}
+			}
+
+			// A password changed on the server works at once, and from then on no other.
+			if err := s.Exec(ctx, "alter role app password 'second-secret'"); err != nil {
+				t.Fatal(err)
+			}
+			second := p.admitted(t, "app", "second-secret")
+			p.denied(t, "app", "first-secret")
+			if got := second.ask("select current_user"); got != "app" {
+				t.Fatalf("the server sees the user as %q", got)
+			}
+			// What is known is enough to open further server connections.
+			opened := p.state().Pools[0].Stats.Opened
+			for range 3 {
+				if got := p.admitted(t, "app", "second-secret").ask("begin; select current_user"); got != "app" {
+					t.Fatalf("got %q", got)
+				}
+			}
+			if st := p.state().Pools[0].Stats; st.Opened == opened {
+				t.Error("no further server connection was opened")
+			}
+
+			s.Stop()
+			p.admitted(t, "app", "second-secret") // a known password needs no server
+			for _, secret := range []string{"first-secret", "second-secret", "wrong-secret", "other-secret"} {
+				if strings.Contains(p.logs.String(), secret) {
+					t.Errorf("%s is in the log", secret)
+				}
+			}
+		})
+	}
+}
+
+// vault is a fake server that asks for a password in clear, and notes when.
+type vault struct {
+	mu       sync.Mutex
+	password string
+	tries    []attempt
+	// hold, if set, is waited for before an attempt with a wrong password is answered.
+	hold chan struct{}
+}
+
+type attempt struct {
+	at       time.Time
+	user     string
+	password string
+	right    bool
+}
+
+func (v *vault) serve(c *pgtest.FakeConn) {
+	user := c.Startup()["user"]
+	password := c.AskPassword()
+	v.mu.Lock()
+	a := attempt{time.Now(), user, password, password == v.password}
+	v.tries = append(v.tries, a)
+	hold := v.hold
+	v.mu.Unlock()
+	if !a.right {
+		if hold != nil {
+			<-hold
+		}
+		c.Error("FATAL", "28P01", fmt.Sprintf("password authentication failed for user %q", user))
+		return
+	}
+	c.Welcome()
+	echoQueries(c)
+}
+
+func (v *vault) change(password string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.password = password
+}
+
+// seen are the attempts so far.
+func (v *vault) seen() []attempt {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return append([]attempt(nil), v.tries...)
+}
+
+func (v *vault) tried(password string) (n int) {
+	for _, a := range v.seen() {
+		if a.password == password {
+			n++
+		}
+	}
+	return n
+}
+
+func behindVault(t *testing.T, edit func(*Settings), route func(*Route)) (*pooler, *vault, *pgtest.Fake) {
+	t.Helper()
+	v := &vault{password: "right"}
+	f := pgtest.NewFake(t, v.serve)
+	set := passthroughSettings("127.0.0.1", f.Port(), route)
+	if edit != nil {
+		edit(set)
+	}
+	return startProxy(t, set), v, f
+}
+
+func TestWrongPasswordsReachTheServerOnceASecond(t *testing.T) {
+	p, v, _ := behindVault(t, nil, nil)
+	var wg sync.WaitGroup
+	for i := range 3 {
+		wg.Go(func() { p.denied(t, "app", fmt.Sprint("wrong", i)) })
+	}
+	p.await("one was tried", func(Snapshot) bool { return len(v.seen()) > 0 })
+	p.denied(t, "other", "wrong other") // the interval is a user's own
+	if n := len(v.seen()); n > 3 || v.tried("wrong other") != 1 {
+		t.Errorf("another user's first attempt was one of %d", n)
+	}
+	wg.Wait()
+	tries := slices.DeleteFunc(v.seen(), func(a attempt) bool { return a.user == "other" })
+	if len(tries) != 3 {
+		t.Fatalf("%d attempts reached the server, want 3", len(tries))
+	}
+	for i := range tries[1:] {
+		if gap := tries[i+1].at.Sub(tries[i].at); gap < 900*time.Millisecond {
+			t.Errorf("attempt %d came %v after the one before", i+2, gap)
+		}
+	}
+}
+
+func TestTheRightPasswordGetsInBesideAWrongOne(t *testing.T) {
+	for _, order := range []string{"the wrong one first", "the right one first"} {
+		t.Run(order, func(t *testing.T) {
+			p, v, _ := behindVault(t, nil, nil)
+			v.hold = make(chan struct{})
+			var wg sync.WaitGroup
+			if order == "the wrong one first" {
+				wg.Go(func() { p.denied(t, "app", "wrong") })
+				p.await("the wrong one is being tried", func(Snapshot) bool { return v.tried("wrong") == 1 })
+				wg.Go(func() { p.admitted(t, "app", "right") })
+				close(v.hold)
+			} else {
+				close(v.hold)
+				wg.Go(func() { p.admitted(t, "app", "right") })
+				wg.Go(func() { p.denied(t, "app", "wrong") })
+			}
+			wg.Wait()
+			if n := v.tried("right"); n != 1 {
+				t.Errorf("the right password was tried %d times", n)
+			}
+		})
+	}
+}
+
+func TestManyFirstClientsNeedOneTrial(t *testing.T) {
+	p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.Size = 50 })
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() { p.admitted(t, "app", "right") })
+	}
+	wg.Wait()
+	if n := v.tried("right"); n != 1 {
+		t.Errorf("20 clients with the same password took %d logins at the server", n)
+	}
+}
+
+func TestAnIdleServerConnectionProvesNoPassword(t *testing.T) {
+	t.Run("after the password was refused", func(t *testing.T) {
+		p, v, _ := behindVault(t, nil, nil)
+		a := p.admitted(t, "app", "right")
+		a.ask("begin")
+		v.change("new")
+		b := p.admitted(t, "app", "right") // as far as is known it still holds
+		b.send(packet('Q', "select\x00"))
+		p.await("the old password is forgotten", func(Snapshot) bool { cr, _ := p.remembered(t, "app"); return !cr.proven })
+		a.ask("commit")
+		b.until('Z') // it waited for that
+		p.await("a server connection of the old password is idle", func(s Snapshot) bool { return s.Pools[0].Stats.Idle > 0 })
+		p.denied(t, "app", "wrong")
+		p.denied(t, "app", "right")
+		p.admitted(t, "app", "new")
+	})
+	t.Run("after its time to live", func(t *testing.T) {
+		p, v, _ := behindVault(t, func(s *Settings) { s.PassthroughTTL = 50 * time.Millisecond }, nil)
+		a := p.admitted(t, "app", "right")
+		_ = a.conn.Close()
+		p.await("the password is forgotten", func(Snapshot) bool { cr, _ := p.remembered(t, "app"); return !cr.proven })
+		if s := p.state(); s.Pools[0].Stats.Idle != 1 {
+			t.Fatalf("want an idle server connection: %+v", s.Pools[0].Stats)
+		}
+		p.denied(t, "app", "wrong")
+		n := v.tried("right")
+		p.admitted(t, "app", "right")
+		if v.tried("right") == n {
+			t.Error("the server was not asked again")
+		}
+	})
+}
+
+func TestAPasswordIsTriedAgainAfterItsTimeToLiveButServesItsClients(t *testing.T) {
+	const ttl = 50 * time.Millisecond
+	p, v, _ := behindVault(t, func(s *Settings) { s.PassthroughTTL = ttl }, func(r *Route) { r.Pool.ServerIdleTimeout = 2 * ttl })
+	a := p.admitted(t, "app", "right")
+	p.await("its server connection is gone", func(s Snapshot) bool { return s.Servers == 0 })
+	p.await("its time is over", func(Snapshot) bool {
+		cr, _ := p.remembered(t, "app")
+		return cr.proven && cr.until < p.loop.Clock()
+	})
+	// The client that is logged in can still get a server connection.
+	if got := a.ask("select 7"); got != "select 7" {
+		t.Fatalf("got %q", got)
+	}
+	p.await("its time is over again", func(Snapshot) bool { cr, _ := p.remembered(t, "app"); return cr.until < p.loop.Clock() })
+	n := v.tried("right")
+	p.admitted(t, "app", "right")
+	if v.tried("right") == n {
+		t.Error("the server was not asked again")
+	}
+}
+
+func TestATrialLeavesAPermitToThoseWhoHaveProvedTheirs(t *testing.T) {
+	t.Run("the only one", func(t *testing.T) {
+		p, v, _ := behindVault(t, func(s *Settings) { s.ClientLoginTimeout = 500 * time.Millisecond }, func(r *Route) { r.Pool.Size = 1 })
+		a := p.admitted(t, "app", "right")
+		a.ask("begin")
+		if _, why := p.try(t, "app", "wrong"); why != "08P01 client_login_timeout (server down)" {
+			t.Errorf("got %q", why)
+		}
+		if n := v.tried("wrong"); n != 0 {
+			t.Error("it was tried although a client holds the only permit")
+		}
+		a.ask("commit")
+		undoubted(t, a)
+	})
+	t.Run("one of two", func(t *testing.T) {
+		p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.Size = 2 })
+		v.hold = make(chan struct{})
+		a := p.admitted(t, "app", "right")
+		done := make(chan struct{})
+		go func() { defer close(done); p.denied(t, "app", "wrong") }()
+		p.await("the wrong one is being tried", func(Snapshot) bool { return v.tried("wrong") == 1 })
+		b := p.admitted(t, "app", "right")
+		undoubted(t, a) // while the server takes its time over the other
+		undoubted(t, b)
+		close(v.hold)
+		<-done
+	})
+	t.Run("of a full pool that is idle", func(t *testing.T) {
+		p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.Size = 2 })
+		a, b := p.admitted(t, "app", "right"), p.admitted(t, "app", "right")
+		a.ask("begin")
+		b.ask("begin")
+		a.ask("commit")
+		b.ask("commit")
+		p.await("both are idle", func(s Snapshot) bool { return s.Pools[0].Stats.Idle == 2 })
+		v.change("new")
+		p.admitted(t, "app", "new") // an idle one makes room
+	})
+	t.Run("of the whole server", func(t *testing.T) {
+		p, v, f := behindVault(t, nil, nil)
+		p.SetCapacity(fmt.Sprintf("127.0.0.1:%d", f.Port()), 1, 0)
+		a := p.admitted(t, "app", "right")
+		a.ask("begin")
+		other := make(chan struct{})
+		go func() { defer close(other); p.denied(t, "other", "wrong") }()
+		p.await("another user waits", func(s Snapshot) bool { return len(s.Pools) == 2 && s.Pools[1].Stats.Waiting == 1 })
+		if n := v.tried("wrong"); n != 0 {
+			t.Error("it was tried beyond the server's capacity")
+		}
+		a.ask("commit")
+		<-other
+		undoubted(t, a)
+	})
+}
+
+func undoubted(t *testing.T, r *raw) {
+	t.Helper()
+	if got := r.ask("select 7"); got != "select 7" {
+		t.Fatalf("a client that has proved its password got %q", got)
+	}
+}
+
+func TestAWrongPasswordDoesNotFailThoseWhoWait(t *testing.T) {
+	p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.Size = 2; r.Pool.ServerIdleTimeout = 20 * time.Millisecond })
+	a := p.admitted(t, "app", "right")
+	p.await("no server connection is left", func(s Snapshot) bool { return s.Servers == 0 })
+	p.SetCapacity(p.state().Pools[0].Settings.Server, 1, 0)
+	v.hold = make(chan struct{})
+	done := make(chan struct{})
+	go func() { defer close(done); p.denied(t, "app", "wrong") }()
+	p.await("the wrong one is being tried", func(Snapshot) bool { return v.tried("wrong") == 1 })
+	a.send(packet('Q', "select 7\x00"))
+	p.await("the other one waits", func(s Snapshot) bool { return s.Pools[0].Stats.Waiting == 1 })
+	close(v.hold)
+	<-done
+	if m := a.until('D'); string(m.body[6:]) != "select 7" {
+		t.Errorf("got %q", m.body)
+	}
+	a.until('Z')
+}
+
+func TestWrongPasswordsDoNotPutOffThePoolsOwnConnections(t *testing.T) {
+	p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.LoginRetry = time.Minute })
+	a, b := p.admitted(t, "app", "right"), p.admitted(t, "app", "right")
+	a.ask("begin")
+	for range 9 {
+		p.denied(t, "app", "wrong")
+		p.loop.Post(func() { // a second later
+			for _, cr := range p.creds {
+				cr.wrongAt -= wrongInterval
+			}
+		})
+	}
+	began := time.Now()
+	undoubted(t, b) // needs a server connection of its own
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("after %d wrong passwords a server connection took %v", v.tried("wrong"), took)
+	}
+}
+
+func TestARefusedPasswordIsForgottenWithItsText(t *testing.T) {
+	p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.ServerIdleTimeout = 20 * time.Millisecond })
+	a := p.admitted(t, "app", "right")
+	v.change("new")
+	p.await("no server connection is left", func(s Snapshot) bool { return s.Servers == 0 })
+	if got := a.ask("select 7"); got != `28P01 server login failed: password authentication failed for user "app"` {
+		t.Errorf("a client whose password was changed got %q", got)
+	}
+	if cr, _ := p.remembered(t, "app"); cr.proven {
+		t.Error("the password is still kept")
+	}
+	p.admitted(t, "app", "new")
+}
+
+func TestAPasswordSetAnewIsFoundOutByItsSalt(t *testing.T) {
+	s := pgtest.Start(t, pgtest.Options{Auth: pgtest.SCRAM})
+	ctx := context.Background()
+	if err := s.Exec(ctx, "create role app login password 'right'"); err != nil {
+		t.Fatal(err)
+	}
+	p := startProxy(t, passthroughSettings(s.Host, s.Port, func(r *Route) { r.Pool.ServerIdleTimeout = 20 * time.Millisecond }))
+	a := p.admitted(t, "app", "right")
+	p.await("no server connection is left", func(s Snapshot) bool { return s.Servers == 0 })
+	if err := s.Exec(ctx, "alter role app password 'right'"); err != nil { // the same, but keys of the old salt do not fit
+		t.Fatal(err)
+	}
+	if got := a.ask("select 7"); got != "28P01 server login failed: the password was set anew on the server" {
+		t.Errorf("got %q", got)
+	}
+	if got := p.admitted(t, "app", "right").ask("select 7"); got != "7" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestPassthroughComparesWithAConfiguredPassword(t *testing.T) {
+	p, _, f := behindVault(t, nil, func(r *Route) { r.User, r.Password = "forced", "right" })
+	p.denied(t, "app", "wrong")
+	if n := f.Accepted(); n != 0 {
+		t.Errorf("a wrong password took %d logins at the server", n)
+	}
+	undoubted(t, p.admitted(t, "app", "right"))
+	undoubted(t, p.admitted(t, "app", "right"))
+	p.denied(t, "app", "wrong")
+}
+
+func TestMadeUpUsersLeaveNothingBehind(t *testing.T) {
+	p, _, _ := behindVault(t, nil, nil)
+	a := p.admitted(t, "app", "right")
+	var wg sync.WaitGroup
+	for i := range 50 {
+		wg.Go(func() { p.denied(t, fmt.Sprint("user", i), "wrong") })
+	}
+	wg.Wait()
+	p.await("only one pool is left", func(s Snapshot) bool { return len(s.Pools) == 1 })
+	p.await("only one role is remembered", func(Snapshot) bool {
+		n := make(chan int, 1)
+		p.loop.Post(func() { n <- len(p.creds) })
+		return <-n == 1
+	})
+	undoubted(t, a)
+}
+
+func TestUnknownDatabasesLookLikeAWrongPassword(t *testing.T) {
+	p, _, _ := behindVault(t, nil, nil)
+	r := p.raw(t).send(hello("user", "app", "database", "nowhere"))
+	r.until('R')
+	r.send(packet('p', "right\x00")).refused("28P01", `password authentication failed for user "app"`)
+}
+
+func TestPassthroughIsOnlyOfferedToLocalClients(t *testing.T) {
+	f := pgtest.NewFake(t, (&vault{password: "right"}).serve)
+	set := passthroughSettings("127.0.0.1", f.Port(), nil)
+	set.Listeners = []Listener{{TCP: netip.MustParseAddrPort("0.0.0.0:0"), Backlog: 10}}
+	p := startProxy(t, set)
+	_, port, err := net.SplitHostPort(p.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Addr = net.JoinHostPort("127.0.0.1", port)
+	p.raw(t).send(hello("user", "app")).refused("28000", "passthrough authentication is only offered on loopback addresses and Unix sockets")
+	if n := f.Accepted(); n != 0 {
+		t.Errorf("the server was asked %d times", n)
+	}
+}
+
+func TestPassthroughWaitsForAServerThatIsAway(t *testing.T) {
+	s := pgtest.Start(t, pgtest.Options{Auth: pgtest.SCRAM})
+	ctx := context.Background()
+	if err := s.Exec(ctx, "create role app login password 'right'"); err != nil {
+		t.Fatal(err)
+	}
+	s.Stop()
+	wait := 20 * time.Second
+	p := startProxy(t, passthroughSettings(s.Host, s.Port, func(r *Route) { r.Pool.QueryWaitTimeout = wait; r.Pool.LoginRetry = 100 * time.Millisecond }))
+	done := make(chan struct{})
+	go func() { defer close(done); p.admitted(t, "app", "right") }()
+	p.await("the client waits", func(s Snapshot) bool { return s.Counters.DialFailures > 1 && s.Pools[0].Stats.Waiting == 1 })
+	if err := s.Restart(ctx); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+}
