@@ -35,19 +35,3 @@ func (ps *Pools) Refused(now Time, b *Backend) {
 	ps.vanish(p)
 	ps.plan(now, nil)
 }
-
-// Refused says that an attempt of Probe is over, that it holds no slot, and that why it failed is the prober's affair: the
-// pool's own attempts are not put off, and nobody who waits fails.
-func (ps *Pools) Refused(now Time, b *Backend) {
-	if b.state == Closing {
-		ps.Closed(now, b)
-		return
-	}
-	b.must("Refused", Opening)
-	p := b.pool
-	p.served.failures++
-	ps.forgetBackend(b)
-	ps.changed(now, p)
-	ps.vanish(p)
-	ps.plan(now, nil)
-}
