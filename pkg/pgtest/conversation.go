@@ -35,6 +35,7 @@ import (
 type conversation struct {
 	path    string
 	session bool
+	clients int
 	not     map[string]string // target: reason
 	setup   []string
 	steps   []step
@@ -222,6 +223,7 @@ func (p *parser) finish() error {
 	for _, s := range p.steps {
 		read[s.client] = read[s.client] || s.reads()
 	}
+	p.conversation.clients = len(p.clients)
 	for _, name := range p.clients {
 		if !read[name] {
 			return fmt.Errorf("client %q never reads: the dialogue proves nothing about it", name)

@@ -80,7 +80,8 @@ func (c *conversation) name() string { return strings.TrimSuffix(filepath.Base(c
 
 func (c *conversation) heldBy(target Target) bool {
 	_, refused := c.not[target.Name]
-	return !refused && (!c.session || target.Session || target.Name == "postgres")
+	enough := target.Backends == 0 || c.clients <= target.Backends
+	return !refused && enough && (!c.session || target.Session || target.Name == "postgres")
 }
 
 func (c *conversation) test(t testing.TB, target Target) {
@@ -178,7 +179,7 @@ func (target Target) prepare(ctx context.Context, setup []string) error {
 	if len(setup) == 0 {
 		return nil
 	}
-	t, err := target.login(ctx, nil)
+	t, err := target.aside(ctx)
 	if err != nil {
 		return err
 	}
@@ -237,7 +238,7 @@ func (s *step) run(ctx context.Context, target Target, talkers map[string]*talke
 
 // await repeats a query until it says true.
 func (target Target) await(ctx context.Context, sql string) error {
-	t, err := target.login(ctx, nil)
+	t, err := target.aside(ctx)
 	if err != nil {
 		return err
 	}

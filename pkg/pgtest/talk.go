@@ -25,6 +25,8 @@ type Target struct {
 	Password string // given when asked for in clear
 	Database string // its schema public is dropped and created again
 	Session  bool   // a client keeps its backend; always true of PostgreSQL itself
+	Backends int    // conversations of more clients are not held; 0: any number
+	Aside    string // where setup and await are said if not at Addr: what has few backends has none to spare for them
 
 	patience time.Duration // how long an answer may take, 30 s if zero
 }
@@ -88,6 +90,14 @@ func (target Target) login(ctx context.Context, params map[string]string) (*talk
 		return nil, err
 	}
 	return t, nil
+}
+
+// aside logs in for what surrounds a dialogue.
+func (target Target) aside(ctx context.Context) (*talker, error) {
+	if target.Aside != "" {
+		target.Addr, target.Network = target.Aside, "tcp"
+	}
+	return target.login(ctx, nil)
 }
 
 // write begins to write what is queued. It does not wait, so that a server which answers before it has read everything
