@@ -84,6 +84,7 @@ func AppendBackendKey(dst []byte, pid uint32, key []byte) []byte {
 }
 
 // AppendNegotiate tells a client that asked for more which protocol version is spoken and which options are not known.
+// Servers say the whole version, although the documentation speaks of the minor one alone.
 func AppendNegotiate(dst []byte, minor uint32, unknown []string) []byte {
 	size := 12
 	for _, o := range unknown {
@@ -91,7 +92,7 @@ func AppendNegotiate(dst []byte, minor uint32, unknown []string) []byte {
 	}
 	dst = append(dst, NegotiateProtocol)
 	dst = binary.BigEndian.AppendUint32(dst, uint32(size))
-	dst = binary.BigEndian.AppendUint32(dst, minor)
+	dst = binary.BigEndian.AppendUint32(dst, 3<<16|minor)
 	dst = binary.BigEndian.AppendUint32(dst, uint32(len(unknown)))
 	for _, o := range unknown {
 		dst = append(append(dst, o...), 0)
