@@ -269,6 +269,7 @@ func (c *client) linked(s *server) {
 // first and the client is held until that is done.
 func (c *client) attach(s *server) {
 	c.server, s.client = s, c
+	s.fatal = false
 	if c.state == stateLogin {
 		return
 	}
@@ -393,19 +394,20 @@ func (c *client) refused(why pool.Reason) {
 
 // fail tells the client why it ends. In the middle of a message nothing can be said.
 func (c *client) fail(code, message string) {
-	if c.server != nil && c.server.remain > 0 {
+	if c.server != nil && c.server.midMessage() {
 		return
 	}
 	c.write(pgwire.AppendError(nil, pgwire.Fatal, code, message))
 }
 
-// lostServer: the linked server connection is gone; mid tells that the client has got half a message.
-func (c *client) lostServer(mid bool, why string) {
+// lostServer: the linked server connection is gone; told says that the client has got half a message, or the server's own
+// word about it, so that nothing can be added.
+func (c *client) lostServer(told bool, why string) {
 	if c.state == stateLogin {
 		c.loginRefused("08006", why)
 		return
 	}
-	if !mid {
+	if !told {
 		c.fail("08P01", why)
 	}
 	c.linger(why)

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +42,7 @@ type server struct {
 	params session.Params
 	task   task
 	failed *pgwire.ErrorFields // what the task's query met
+	fatal  bool                // it has told the client why it ends
 
 	in       []byte // lent; read, not yet handled
 	out      []byte // lent; not yet written, from outAt on
@@ -206,6 +208,8 @@ func (s *server) process(buf []byte) (rest []byte) {
 		case typ == pgwire.ErrorResponse && s.swallows():
 			f := pgwire.ReadError(body)
 			s.failed = &f
+		case typ == pgwire.ErrorResponse:
+			s.fatal = isFatal(body)
 		case s.client == nil && s.task == taskNone && !harmlessIdle(typ):
 			s.broken(fmt.Errorf("idle server connection got message %s", pgwire.TypeName(typ)))
 			return nil
@@ -231,6 +235,15 @@ func (s *server) process(buf []byte) (rest []byte) {
 func (s *server) swallows() bool {
 	return s.client == nil || s.task != taskNone || s.client.state == stateLogin
 }
+
+// isFatal looks for a severity that ends the connection, which stands at the start of an ErrorResponse.
+func isFatal(body []byte) bool {
+	body = body[:min(len(body), 64)]
+	return bytes.Contains(body, []byte("VFATAL\x00")) || bytes.Contains(body, []byte("VPANIC\x00"))
+}
+
+// midMessage: the client has got the beginning of a message whose end is still to come.
+func (s *server) midMessage() bool { return s.remain > 0 && !s.swallows() }
 
 // harmlessIdle are the messages a server may send at any time. An error is not: it announces the end.
 func harmlessIdle(typ byte) bool {
@@ -468,14 +481,14 @@ func (s *server) cleanUp() {
 func (s *server) broken(err error) {
 	s.p.counters.ServerViolations++
 	s.p.log.Warn("server connection broke the protocol", "database", s.pooled.route.Database, "user", s.pooled.route.User, "server_pid", s.pid, "error", err)
-	c, mid := s.client, s.remain > 0
+	c, told := s.client, s.midMessage()
 	why := pool.BadHeader
 	if s.pb.State() == pool.Idle {
 		why = pool.IdleServerDirty
 	}
 	s.discard(why)
 	if c != nil {
-		c.lostServer(mid, err.Error())
+		c.lostServer(told, err.Error())
 	}
 }
 
@@ -484,7 +497,7 @@ func (s *server) ended(err error) {
 	if s.closed {
 		return
 	}
-	c, mid := s.client, s.remain > 0
+	c, told := s.client, s.midMessage() || s.fatal
 	if !s.closing {
 		if !errors.Is(err, io.EOF) {
 			s.p.log.Warn("server connection failed", "database", s.pooled.route.Database, "user", s.pooled.route.User, "server_pid", s.pid, "error", err)
@@ -495,7 +508,7 @@ func (s *server) ended(err error) {
 	s.finish()
 	if c != nil {
 		s.p.counters.ServerCrashes++
-		c.lostServer(mid, "server conn crashed?")
+		c.lostServer(told, "server conn crashed?")
 	}
 }
 
