@@ -285,6 +285,8 @@ func (c *client) loginPassword(body []byte) error {
 		case c.state != stateLogin:
 		case !ok || !listed:
 			c.loginDenied("wrong password")
+		case !l.known:
+			c.loginDenied("no such database: " + clipName(l.startup.Database))
 		default:
 			c.loginProved()
 		}
@@ -372,10 +374,14 @@ func (c *client) welcomed() {
 func (c *client) welcome() {
 	l := c.login
 	c.p.loop.Unset(&l.timer)
-	params := c.pooled.welcome.Over(l.want)
-	out := c.p.loop.Buffers.Lend(2048)
+	params := c.pooled.welcome.Over(l.want).All()
+	size := 64 // of the other messages; a lent buffer must not grow
+	for _, kv := range params {
+		size += pgwire.HeaderSize + len(kv.Name) + len(kv.Value) + 2
+	}
+	out := c.p.loop.Buffers.Lend(size)
 	out = pgwire.AppendAuth(out, pgwire.AuthOK, nil)
-	for _, kv := range params.All() {
+	for _, kv := range params {
 		out = pgwire.AppendParameterStatus(out, kv.Name, kv.Value)
 		if name, ok := c.p.tracked.Canonical(kv.Name); ok {
 			c.params = c.params.With(name, kv.Value)
