@@ -8,6 +8,7 @@ package session
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/pgberth/pgberth/pkg/pgwire"
 )
@@ -28,6 +29,9 @@ const (
 	// tells which Syncs the COPY will swallow.
 	reqCopyEnd
 )
+
+// ends tells whether r is answered by ReadyForQuery, after which no implicit transaction is open.
+func (r request) ends() bool { return r == reqSync || r == reqQuery || r == reqFunction }
 
 // copyState is where a COPY FROM STDIN stands, as the server sees it.
 type copyState uint8
@@ -54,12 +58,19 @@ type Link struct {
 	// skipping: the server met an error in an extended-protocol message and discards everything up to the next Sync,
 	// which the client has not sent yet.
 	skipping bool
-	// unsynced: an extended-protocol message was sent after the last Sync, so an implicit transaction may be open.
+	// unsynced: an extended-protocol message was sent and no Sync, Query or FunctionCall after it, so an implicit
+	// transaction may be open.
 	unsynced bool
-	// swallowed: Syncs that the COPY under way has made the server ignore. An error in that COPY makes it unknowable
-	// whether the server saw them before or after.
-	swallowed bool
-	// lost: the number of answers to come is not known any more; the connection must not be used again.
+	// swallowed counts Syncs that the COPY under way has made the server ignore. If that COPY fails, nobody can tell how
+	// many of them the server had read before, and ignored, and how many it reads after, and answers: all of them are in
+	// doubt then, at once after an Execute, after the ReadyForQuery of a Query.
+	swallowed int
+	// doubt counts Syncs that may yet be answered, or not. They are older than everything in queue, so an answer of
+	// another kind than ReadyForQuery ends it.
+	doubt      int
+	laterDoubt int // to be added when the Query at the head is over
+	// lost: a message was sent in a doubt that decides whether the server reads it or skips it. What is owed will never
+	// be known again, so nothing the server says can be judged, and no other client may use the connection.
 	lost bool
 }
 
@@ -86,13 +97,10 @@ func (l *Link) Sent(typ byte) error {
 	case pgwire.Close:
 		l.extended(reqClose)
 	case pgwire.Flush:
-		// Not answered, but it shows that the client means to go on before a Sync.
-		if l.copy != copyIn {
-			l.unsynced = true
-		}
+		// Not answered, and it opens nothing.
 	case pgwire.Sync:
 		if l.copy == copyIn {
-			l.swallowed = true
+			l.swallowed++
 			return nil
 		}
 		l.skipping = false
@@ -112,19 +120,28 @@ func (l *Link) Sent(typ byte) error {
 	return nil
 }
 
-// plain records a request that the server answers with a ReadyForQuery of its own; while it skips to a Sync it ignores
-// these too.
+// plain records a request that the server answers with a ReadyForQuery of its own, which also ends an implicit
+// transaction that extended-protocol messages before it have opened.
 func (l *Link) plain(r request) {
-	if !l.skipping {
+	if !l.skips() {
+		l.unsynced = false
 		l.push(r)
 	}
 }
 
 func (l *Link) extended(r request) {
 	l.unsynced = true
-	if !l.skipping {
+	if !l.skips() {
 		l.push(r)
 	}
+}
+
+// skips tells whether the server ignores a message that is not a Sync.
+func (l *Link) skips() bool {
+	if l.skipping && l.doubt > 0 {
+		l.lost = true // or perhaps not, if it answers one of those Syncs
+	}
+	return l.skipping
 }
 
 // UnexpectedError is a message that the protocol does not allow there. The connection it came from is not usable.
@@ -147,8 +164,8 @@ func (l *Link) Received(typ, status byte) error {
 	case pgwire.DataRow, pgwire.CopyData, pgwire.RowDescription, pgwire.CommandComplete, pgwire.ParseComplete,
 		pgwire.BindComplete, pgwire.CloseComplete, pgwire.ParameterDescription, pgwire.NoData, pgwire.EmptyQueryResponse,
 		pgwire.PortalSuspended, pgwire.CopyDone, pgwire.FunctionCallResponse:
-		if l.head == len(l.queue) {
-			return &UnexpectedError{From: "server", Type: typ}
+		if !l.Busy() {
+			return l.unexpected(typ)
 		}
 		return l.answer(typ)
 	case pgwire.ReadyForQuery:
@@ -166,6 +183,7 @@ func (l *Link) Received(typ, status byte) error {
 
 // answer pops the head if typ is its last message. Under a simple Query everything is part of the answer.
 func (l *Link) answer(typ byte) error {
+	l.certain()
 	head := l.queue[l.head]
 	if head == reqQuery || head == reqFunction {
 		if typ == pgwire.CommandComplete {
@@ -195,7 +213,7 @@ func (l *Link) answer(typ byte) error {
 		want = reqExecute
 	}
 	if head != want {
-		return &UnexpectedError{From: "server", Type: typ}
+		return l.unexpected(typ)
 	}
 	l.pop()
 	l.copyOver()
@@ -206,95 +224,111 @@ func (l *Link) ready(status byte) error {
 	if status != pgwire.StatusIdle && status != pgwire.StatusInTx && status != pgwire.StatusFailed {
 		return fmt.Errorf("server sent ReadyForQuery with status %s, allowed are 'I', 'T' and 'E'", pgwire.TypeName(status))
 	}
-	if l.head == len(l.queue) {
-		if l.lost {
-			l.status = status
-			return nil
-		}
-		return &UnexpectedError{From: "server", Type: pgwire.ReadyForQuery}
-	}
-	switch l.queue[l.head] {
-	case reqSync, reqQuery, reqFunction:
+	switch {
+	case l.Busy() && l.queue[l.head] == reqSync:
 		l.pop()
+	case l.doubt > 0 || l.lost:
+		// A Sync that was not swallowed after all; so the server does not skip any more.
+		l.doubt = max(0, l.doubt-1)
+		if l.skipping {
+			l.skipping, l.unsynced = false, false
+		}
+	case l.Busy() && l.queue[l.head].ends():
+		l.pop()
+		l.doubt, l.laterDoubt = l.laterDoubt, 0
 	default:
-		// An answer is missing.
-		return &UnexpectedError{From: "server", Type: pgwire.ReadyForQuery}
+		// Nobody asked, or an answer is missing.
+		return l.unexpected(pgwire.ReadyForQuery)
 	}
 	l.status = status
 	l.copyOver()
 	return nil
 }
 
+// unexpected is what a message is that nobody asked for, as far as that is known.
+func (l *Link) unexpected(typ byte) error {
+	if l.lost {
+		return nil
+	}
+	return &UnexpectedError{From: "server", Type: typ}
+}
+
+// certain: an answer has come that is no ReadyForQuery, so whatever is older has been answered if it ever will.
+func (l *Link) certain() {
+	if l.Busy() && l.queue[l.head] != reqSync {
+		l.doubt = 0
+	}
+}
+
 // failed: an ErrorResponse. In the extended protocol the server now discards everything up to the next Sync.
 func (l *Link) failed() {
-	if l.copy != copyNone && l.swallowed {
-		l.lost = true
-	}
-	if l.head == len(l.queue) {
+	switch l.certain(); {
+	case !l.Busy():
 		// Nobody asked: the server is about to close the connection, or an extended-protocol message that has been
 		// answered failed late (a Flush).
-		if l.unsynced {
-			l.skipping = true
-		}
-		return
-	}
-	switch l.queue[l.head] {
-	case reqSync, reqQuery, reqFunction:
+		l.skipping = l.skipping || l.unsynced
+	case l.queue[l.head].ends():
+		l.laterDoubt = l.swallowed
 	default:
+		l.doubt = l.swallowed
 		l.skipping = true
-		for l.head < len(l.queue) {
+		for l.pop(); l.Busy(); l.pop() {
 			if l.queue[l.head] == reqSync {
 				l.skipping = false
 				break
 			}
-			l.head++
+			l.lost = l.lost || l.doubt > 0
 		}
-		l.settle()
 	}
 	l.copyOver()
 }
 
 // copying: the server begins a COPY. Syncs that are already under way up to the client's CopyDone will be ignored.
 func (l *Link) copying(typ byte) error {
-	if l.head == len(l.queue) || (l.queue[l.head] != reqExecute && l.queue[l.head] != reqQuery) {
-		return &UnexpectedError{From: "server", Type: typ}
+	if !l.Busy() || (l.queue[l.head] != reqExecute && l.queue[l.head] != reqQuery) {
+		return l.unexpected(typ)
 	}
+	l.certain()
 	switch typ {
 	case pgwire.CopyOutResponse:
 		return nil
 	case pgwire.CopyBothResponse:
 		// Only replication uses it, and replication is not pooled.
-		return &UnexpectedError{From: "server", Type: typ}
+		return l.unexpected(typ)
 	}
 	l.copy = copyIn
 	kept := l.queue[:l.head+1]
+	batch := l.queue[l.head] == reqExecute // which a swallowed Sync does not end
 	for i, r := range l.queue[l.head+1:] {
 		if r == reqCopyEnd {
 			l.copy = copyEnding
-			kept = append(kept, l.queue[l.head+2+i:]...)
+			rest := l.queue[l.head+2+i:]
+			batch = batch && !slices.ContainsFunc(rest, request.ends)
+			kept = append(kept, rest...)
 			break
 		}
 		if r == reqSync {
-			l.swallowed = true
-			l.unsynced = true
+			l.swallowed++
 			continue
 		}
 		kept = append(kept, r)
 	}
+	l.unsynced = l.unsynced || batch
 	l.queue = kept
 	return nil
 }
 
 func (l *Link) copyOver() {
 	l.copy = copyNone
-	l.swallowed = false
+	l.swallowed = 0
 }
 
 func (l *Link) push(r request) {
 	if l.queue == nil {
 		l.queue = l.small[:0]
 	}
-	if l.head > 0 && len(l.queue) == cap(l.queue) {
+	// Moved when at least half is free, so that a long pipeline does not move all of itself for each message.
+	if len(l.queue) == cap(l.queue) && l.head >= cap(l.queue)/2 {
 		n := copy(l.queue, l.queue[l.head:])
 		l.queue, l.head = l.queue[:n], 0
 	}
@@ -321,25 +355,36 @@ func (l *Link) settle() {
 	}
 }
 
-// Idle says that the last ReadyForQuery said so, nothing is outstanding and no COPY is in progress. Whether all bytes have been
-// flushed and the last message is whole is the caller's to know.
-func (l *Link) Idle() bool {
-	return l.head == len(l.queue) && l.status == pgwire.StatusIdle && !l.unsynced && !l.skipping && l.copy == copyNone && !l.lost
-}
+// Idle says that the last ReadyForQuery said so, nothing is outstanding and no COPY is in progress. Whether all bytes
+// have been flushed and the last message is whole is the caller's to know.
+func (l *Link) Idle() bool { return l.Settled() && l.status == pgwire.StatusIdle && !l.lost }
 
 // Status is the transaction status of the last ReadyForQuery.
 func (l *Link) Status() byte { return l.status }
 
 // Settled says that nothing is outstanding, whatever the transaction status.
 func (l *Link) Settled() bool {
-	return l.head == len(l.queue) && !l.unsynced && !l.skipping && l.copy == copyNone
+	return !l.Busy() && !l.unsynced && !l.skipping && l.copy == copyNone && l.doubt == 0
 }
 
-// Lost says that the connection must be closed when its client is done, it can't be told what it still owes.
+// Doubtful says that everything known to be outstanding has been answered, but that a failed COPY FROM STDIN may have
+// left Syncs to be answered. The first answer to a next request shows it, so the client may go on; a query of the
+// caller's own shows it too.
+func (l *Link) Doubtful() bool { return l.doubt > 0 && !l.Busy() && !l.unsynced && !l.skipping }
+
+// Lost says that it cannot be told any more what the server owes: the connection must be closed when its client is done.
 func (l *Link) Lost() bool { return l.lost }
 
 // Outstanding is the number of unanswered requests.
-func (l *Link) Outstanding() int { return len(l.queue) - l.head }
+func (l *Link) Outstanding() int {
+	n := 0
+	for _, r := range l.queue[l.head:] {
+		if r != reqCopyEnd {
+			n++
+		}
+	}
+	return n
+}
 
 // Busy says that the server owes an answer, so there is something to cancel.
 func (l *Link) Busy() bool { return l.head < len(l.queue) }
@@ -350,20 +395,20 @@ type Step uint8
 const (
 	// Done: the server connection may go back to the pool.
 	Done Step = iota
-	// Wait: it owes answers; ask again when one has come.
+	// Wait: it owes answers; ask again when any message has come.
 	Wait
 	// SayCopyFail ends the COPY.
 	SayCopyFail
 	// SaySync ends the extended-protocol batch.
 	SaySync
-	// SayRollback ends the transaction.
+	// SayRollback ends the transaction, or a doubt.
 	SayRollback
 	// GiveUp: only closing helps.
 	GiveUp
 )
 
-// Abandon tells the next step after the client has left. The caller says it (recording it by Sent) and asks again
-// after each answer.
+// Abandon tells the next step after the client has left. The caller says it, recording it by Sent, and asks again at
+// once; told to wait, it asks again after each message from the server.
 func (l *Link) Abandon() Step {
 	switch {
 	case l.lost:
@@ -372,9 +417,9 @@ func (l *Link) Abandon() Step {
 		return SayCopyFail
 	case l.unsynced || l.skipping:
 		return SaySync
-	case l.head < len(l.queue):
+	case l.Busy():
 		return Wait
-	case l.status != pgwire.StatusIdle:
+	case l.doubt > 0 || l.status != pgwire.StatusIdle:
 		return SayRollback
 	}
 	return Done

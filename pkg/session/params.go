@@ -155,7 +155,7 @@ func quoteIdent(name string) string {
 	return strings.Join(parts, ".")
 }
 
-// quoteLiteral is right whatever standard_conforming_strings says: a value with a backslash becomes an E'' string.
+// quoteLiteral is right whatever standard_conforming_strings says: a value with a backslash becomes an escape string.
 func quoteLiteral(v string) string {
 	q := "'" + strings.ReplaceAll(v, "'", "''") + "'"
 	if strings.Contains(v, `\`) {
