@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"time"
 
 	"github.com/pgberth/pgberth/pkg/eventloop"
@@ -326,14 +325,11 @@ func (p *Proxy) proved(pl *pooled, pr *proof, learned *secret) {
 	p.nextProof(pr.cred)
 }
 
-// disproved: a login to the server with sec, or with a password on trial, has failed; err is a *LoginError when the server did
+// disproved: a login to the server with sec, or with a password on trial, has failed; le is nil when the server did not
 // answer.
-func (p *Proxy) disproved(pl *pooled, sec secret, pr *proof, err error) {
-	var le *LoginError
-	_ = errors.As(err, &le)
+func (p *Proxy) disproved(pl *pooled, sec secret, pr *proof, le *LoginError) {
 	if pr == nil {
-		// A password that was set again has another salt, which the keys do not fit.
-		if p.set.Auth == Passthrough && pl.route.Password == "" && (le.wrongPassword() || errors.Is(err, scram.ErrKeys)) {
+		if p.set.Auth == Passthrough && pl.route.Password == "" && le.wrongPassword() {
 			// Unless somebody has proved another one meanwhile.
 			if cr := p.credential(&pl.route); cr.secret == sec {
 				cr.forget()

@@ -17,12 +17,14 @@ import (
 
 	"github.com/pgberth/pgberth/pkg/pgwire"
 	"github.com/pgberth/pgberth/pkg/scram"
+	"github.com/pgberth/pgberth/pkg/session"
 )
 
-// A server's login is bounded: so many messages, each of so many bytes.
+// A server's login is bounded: so many messages, each of so many bytes, and so many bytes of parameters, which are kept.
 const (
-	maxLoginMessages = 1000
-	maxLoginMessage  = 32 << 10
+	maxLoginMessages   = 1000
+	maxLoginMessage    = 32 << 10
+	maxLoginParameters = 64 << 10
 )
 
 // secret is what the pooler can prove to a server: a password, an md5 hash, or SCRAM keys.
@@ -47,6 +49,7 @@ type dialed struct {
 	pid     uint32
 	key     []byte
 	params  []pgwire.Parameter
+	welcome session.Params // the same
 	network string
 	remote  string
 	rest    []byte  // read beyond the login
@@ -95,6 +98,7 @@ func dial(ctx context.Context, spec dialSpec) (*dialed, error) {
 	if !unwatch() {
 		return nil, fmt.Errorf("connect timeout: the server did not finish the login within %v", spec.timeout)
 	}
+	l.out.welcome = session.MakeParams(l.out.params) // here, where it holds nobody up
 	l.out.fd, err = duplicate(conn, spec.keepAlive)
 	if err != nil {
 		return nil, err
@@ -134,8 +138,9 @@ type serverLogin struct {
 	out   *dialed
 	scram *scram.Client
 	// proved: the server has shown by SCRAM that it knows the password.
-	proved bool
-	authOK bool
+	proved   bool
+	authOK   bool
+	reported int // bytes of parameters
 }
 
 func (l *serverLogin) run() error {
@@ -156,8 +161,7 @@ func (l *serverLogin) run() error {
 			return err
 		}
 		if done {
-			l.out.rest = l.buf
-			return nil
+			return l.leftOver()
 		}
 	}
 	return fmt.Errorf("server sent more than %d messages during login", maxLoginMessages)
@@ -169,7 +173,7 @@ func (l *serverLogin) handle(typ byte, body []byte) (done bool, err error) {
 		return false, l.authenticate(body)
 	case pgwire.ErrorResponse:
 		return false, &LoginError{pgwire.ReadError(body)}
-	case pgwire.NoticeResponse:
+	case pgwire.NoticeResponse, pgwire.NotificationResponse:
 		return false, nil
 	case pgwire.NegotiateProtocol:
 		return false, errors.New("server wants to negotiate the protocol although 3.0 was asked for")
@@ -182,6 +186,9 @@ func (l *serverLogin) handle(typ byte, body []byte) (done bool, err error) {
 		name, value, ok := pgwire.ReadParameterStatus(body)
 		if !ok {
 			return false, errors.New("server sent a broken ParameterStatus packet")
+		}
+		if l.reported += len(body); l.reported > maxLoginParameters {
+			return false, fmt.Errorf("server sent more than %d bytes of parameters during login", maxLoginParameters)
 		}
 		l.out.params = append(l.out.params, pgwire.Parameter{Name: name, Value: value})
 	case pgwire.BackendKeyData:
@@ -199,6 +206,27 @@ func (l *serverLogin) handle(typ byte, body []byte) (done bool, err error) {
 		return false, fmt.Errorf("server sent message %s during login", pgwire.TypeName(typ))
 	}
 	return false, nil
+}
+
+// leftOver looks at what came along with ReadyForQuery. Relayed later, it would be taken for the answer to a query.
+func (l *serverLogin) leftOver() error {
+	for {
+		typ, size, ok, err := pgwire.Header(l.buf, maxLoginMessage)
+		if err != nil {
+			return err
+		}
+		if ok && !harmlessIdle(typ) {
+			return fmt.Errorf("server sent message %s behind its login", pgwire.TypeName(typ))
+		}
+		if !ok || len(l.buf) < size {
+			l.out.rest = l.buf
+			return nil
+		}
+		if _, err := l.handle(typ, l.buf[pgwire.HeaderSize:size]); err != nil {
+			return err
+		}
+		l.buf = l.buf[size:]
+	}
 }
 
 // authenticate answers one Authentication message.

@@ -425,7 +425,7 @@ func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d 
 	var le *LoginError
 	permanent := errors.As(err, &le) && le.permanent()
 	p.log.Warn("cannot connect to server", "database", pl.route.Database, "user", pl.route.User, "server", pl.route.server(), "error", err)
-	p.disproved(pl, sec, proof, err)
+	p.disproved(pl, sec, proof, le)
 	if proof != nil && le.wrongPassword() {
 		// It says nothing about the passwords of others.
 		p.pools.Refused(p.now(), b)

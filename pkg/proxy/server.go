@@ -30,6 +30,9 @@ const (
 // wholeMessage is the largest message of those that must be seen whole, in bytes. It fits the scratch buffer.
 const wholeMessage = 32 << 10
 
+// maxReported bounds a parameter that changes after the login, in bytes.
+const maxReported = 1 << 10
+
 // server is one server connection, a backend. It is linked to at most one client.
 type server struct {
 	conn   eventloop.Conn
@@ -84,7 +87,7 @@ func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 	b.Ref = s
 	p.servers[s] = struct{}{}
 	if !pl.haveWelcome {
-		pl.welcome, pl.haveWelcome = session.MakeParams(d.params), true
+		pl.welcome, pl.haveWelcome = d.welcome, true
 	}
 	p.log.Debug("server connection opened", "database", pl.route.Database, "user", pl.route.User, "server", d.remote, "server_pid", d.pid)
 	return s, nil
@@ -270,8 +273,12 @@ func (s *server) reported(body []byte) {
 		}
 		return
 	}
-	// in_hot_standby, server_version and the like change for everybody.
-	s.pooled.welcome = s.pooled.welcome.With(name, value)
+	// in_hot_standby and the configuration change for everybody; what a linked client has set is its own. Nothing is
+	// added to what the login told: every client is told it.
+	_, known := s.pooled.welcome.Get(name)
+	if known && len(value) <= maxReported && (s.client == nil || name == "in_hot_standby") {
+		s.pooled.welcome = s.pooled.welcome.With(name, value)
+	}
 }
 
 // progress looks whether the client is done with this connection, after bytes from the server have been handled or
