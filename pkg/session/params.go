@@ -1,6 +1,7 @@
 package session
 
 import (
+	"slices"
 	"sort"
 	"strings"
 	"unique"
@@ -137,6 +138,15 @@ func (p Params) Missing(want Params) []pgwire.Parameter {
 func SetStatements(list []pgwire.Parameter) string {
 	var b strings.Builder
 	for _, kv := range list {
+		if listsNames(kv.Name) {
+			// SET would take the whole value for one name.
+			b.WriteString("SELECT pg_catalog.set_config(")
+			b.WriteString(quoteLiteral(kv.Name))
+			b.WriteString(", ")
+			b.WriteString(quoteLiteral(kv.Value))
+			b.WriteString(", false);")
+			continue
+		}
 		b.WriteString("SET ")
 		b.WriteString(quoteIdent(kv.Name))
 		b.WriteString(" TO ")
@@ -144,6 +154,13 @@ func SetStatements(list []pgwire.Parameter) string {
 		b.WriteByte(';')
 	}
 	return b.String()
+}
+
+// listsNames tells which parameters are lists of names, each quoted by itself. Source: variable_is_guc_list_quote in
+// PostgreSQL's dumputils.c, without those that a session cannot set.
+func listsNames(parameter string) bool {
+	return slices.ContainsFunc([]string{"search_path", "temp_tablespaces", "local_preload_libraries", "session_preload_libraries"},
+		func(name string) bool { return strings.EqualFold(name, parameter) })
 }
 
 func quoteIdent(name string) string {
