@@ -206,6 +206,9 @@ func (s *server) process(buf []byte) (rest []byte) {
 		end := min(off+size, len(buf))
 		body := buf[off+pgwire.HeaderSize : end]
 		switch {
+		case s.client == nil && s.task == taskNone && !harmlessIdle(typ):
+			s.broken(fmt.Errorf("idle server connection got message %s", pgwire.TypeName(typ)))
+			return nil
 		case typ == pgwire.ParameterStatus:
 			s.reported(body)
 		case typ == pgwire.ErrorResponse && s.swallows():
@@ -213,9 +216,6 @@ func (s *server) process(buf []byte) (rest []byte) {
 			s.failed = &f
 		case typ == pgwire.ErrorResponse:
 			s.fatal = isFatal(body)
-		case s.client == nil && s.task == taskNone && !harmlessIdle(typ):
-			s.broken(fmt.Errorf("idle server connection got message %s", pgwire.TypeName(typ)))
-			return nil
 		}
 		s.remain = off + size - end
 		off = end
