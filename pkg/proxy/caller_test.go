@@ -15,7 +15,7 @@ import (
 )
 
 // patience bounds every wait for something that should come.
-const patience = 5 * time.Second
+const patience = 30 * time.Second
 
 // caller is a client that speaks the protocol message by message.
 type caller struct {

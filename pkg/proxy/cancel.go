@@ -3,7 +3,10 @@ package proxy
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"github.com/pgberth/pgberth/pkg/pgwire"
@@ -32,8 +35,18 @@ func (p *Proxy) cancelFor(req pgwire.CancelRequest, done func()) {
 	p.cancelServer(c.server, done)
 }
 
-// sendCancel cancels what s runs, for the pooler's own reasons.
-func (p *Proxy) sendCancel(s *server) { p.cancelServer(s, func() {}) }
+// sendCancel cancels what s runs, for the pooler's own reasons. Beyond the bound it waits for its turn.
+func (p *Proxy) sendCancel(s *server) {
+	if p.cancels < maxCancels {
+		p.cancelServer(s, func() {})
+		return
+	}
+	s.cancels++
+	p.moreCancels = append(p.moreCancels, func() {
+		s.cancels--
+		p.cancelServer(s, func() {})
+	})
+}
 
 // cancelServer sends the request over a connection of its own and awaits its end: then the signal has been sent. Until
 // that, s serves nobody else.
@@ -50,13 +63,19 @@ func (p *Proxy) cancelServer(s *server, done func()) {
 	packet := pgwire.AppendCancel(nil, s.pid, s.secret)
 	p.work(func() {
 		// The context ends with the loop, which waits for cancels when it stops.
-		err := deliverCancel(p.ctx, network, addr, packet, timeout)
+		inDoubt, err := deliverCancel(p.ctx, network, addr, packet, timeout)
 		p.loop.Post(func() {
 			if err != nil {
 				p.log.Warn("cancel request failed", "server", addr, "error", err)
 			}
 			p.cancels--
 			s.cancels--
+			s.inDoubt = s.inDoubt || inDoubt
+			if len(p.moreCancels) > 0 {
+				next := p.moreCancels[0]
+				p.moreCancels = p.moreCancels[1:]
+				next()
+			}
 			s.cancelArrived()
 			done()
 			p.settle()
@@ -71,13 +90,12 @@ func (s *server) cancelArrived() {
 		return
 	}
 	if s.awaitsCancels {
-		s.ready()
-		return
+		s.cleanUp()
 	}
-	s.progress()
 }
 
-func deliverCancel(ctx context.Context, network, addr string, packet []byte, timeout time.Duration) error {
+// deliverCancel sends a cancel request. In doubt it may yet arrive.
+func deliverCancel(ctx context.Context, network, addr string, packet []byte, timeout time.Duration) (inDoubt bool, err error) {
 	if timeout <= 0 {
 		timeout = 10 * time.Second
 	}
@@ -86,17 +104,20 @@ func deliverCancel(ctx context.Context, network, addr string, packet []byte, tim
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(timeout))
+	unwatch := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer unwatch()
 	if _, err := conn.Write(packet); err != nil {
-		return err
+		return true, err
 	}
 	// The server answers nothing; it closes when the signal has been sent.
 	var b [1]byte
-	_, _ = conn.Read(b[:])
-	return nil
+	if _, err = conn.Read(b[:]); errors.Is(err, os.ErrDeadlineExceeded) {
+		return true, fmt.Errorf("the server did not take note of a cancel request within %v", timeout)
+	}
+	return false, nil
 }
 
 // keyOf makes the key of a request whose secret has the length that protocol 3.0 gives it.

@@ -302,7 +302,7 @@ func (c *client) detach() {
 	if c.state == stateLinked {
 		c.state = stateIdle
 	}
-	c.p.pools.Release(c.p.now(), s.pb)
+	s.release()
 }
 
 func (c *client) counted() {

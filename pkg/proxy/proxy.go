@@ -54,6 +54,8 @@ type Proxy struct {
 	servers   map[*server]struct{}
 	nextID    uint64
 	cancels   int
+	// moreCancels are the pooler's own beyond what may be under way at once.
+	moreCancels []func()
 
 	effects  []pool.Effect
 	settling bool

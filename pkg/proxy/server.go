@@ -59,6 +59,7 @@ type server struct {
 	// cancels in flight: until they have arrived the connection may not serve anybody else, whose query they would hit.
 	cancels       int
 	awaitsCancels bool
+	inDoubt       bool // a cancel request may arrive at any time: when its client is done the connection is closed
 	timer         eventloop.Timer
 
 	pid     uint32
@@ -301,9 +302,6 @@ func (s *server) progress() {
 		return
 	}
 	c.answered()
-	if s.cancels > 0 {
-		return // released when they have arrived
-	}
 	mode := s.pooled.route.Pool.Mode
 	switch {
 	case s.link.Lost():
@@ -429,12 +427,8 @@ func taskName(t task) string {
 	return "server_reset_query"
 }
 
-// ready: clean, and usable by anybody, unless a cancel request may still arrive.
-func (s *server) ready() {
-	if s.awaitsCancels = s.cancels > 0; !s.awaitsCancels {
-		s.p.pools.Ready(s.p.now(), s.pb)
-	}
-}
+// ready: clean, and usable by anybody.
+func (s *server) ready() { s.p.pools.Ready(s.p.now(), s.pb) }
 
 // abandoned: the client has left. A connection in a known state is ended politely in its place, which costs a ROLLBACK
 // and not a connection.
@@ -446,8 +440,8 @@ func (s *server) abandoned(partial bool) {
 		s.discard(pool.ClientLeftQuerying)
 		return
 	}
-	if s.link.Idle() && s.task == taskNone && s.cancels == 0 {
-		s.p.pools.Release(s.p.now(), s.pb)
+	if s.link.Idle() && s.task == taskNone {
+		s.release()
 		return
 	}
 	s.p.pools.Unlink(s.p.now(), s.pb)
@@ -455,6 +449,17 @@ func (s *server) abandoned(partial bool) {
 		s.task = taskAbandon
 		s.cleanUp()
 	}
+}
+
+// release gives an idle connection that has lost its client back to the pool. A cancel request under way would hit the
+// next client, so it is waited for, but not by this client: others may have waited longer.
+func (s *server) release() {
+	if s.cancels > 0 || s.inDoubt {
+		s.p.pools.Unlink(s.p.now(), s.pb)
+		s.cleanUp()
+		return
+	}
+	s.p.pools.Release(s.p.now(), s.pb)
 }
 
 // cleanUp says the next thing in the place of a client that has left.
@@ -476,11 +481,16 @@ func (s *server) cleanUp() {
 		s.discard(pool.ClientLeftQuerying)
 	case session.Done:
 		s.task = taskNone
-		if q := s.pooled.route.ResetQuery; q != "" {
+		s.awaitsCancels = s.cancels > 0
+		switch q := s.pooled.route.ResetQuery; {
+		case s.awaitsCancels:
+		case s.inDoubt:
+			s.discard(pool.ObsoleteConnection)
+		case q != "":
 			s.run(taskReset, q)
-			return
+		default:
+			s.ready()
 		}
-		s.ready()
 	}
 }
 
