@@ -114,7 +114,7 @@ type ErrorFields struct{ Severity, Code, Message string }
 // ReadError decodes the body of an ErrorResponse or NoticeResponse; what cannot be read is left out.
 func ReadError(body []byte) ErrorFields {
 	var f ErrorFields
-	for len(body) > 1 {
+	for len(body) > 0 && body[0] != 0 {
 		kind := body[0]
 		value, rest, ok := NextString(body[1:])
 		if !ok {

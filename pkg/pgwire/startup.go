@@ -116,6 +116,7 @@ func ReadFirst(b []byte) (First, int, error) {
 // could be read differently by two readers. Of a name given twice the last one counts, as in PostgreSQL.
 func readParameters(b []byte) (Startup, error) {
 	var s Startup
+	known := map[string]int{} // place in Parameters by lower case: a search for each name would cost milliseconds
 	for {
 		name, rest, ok := NextString(b)
 		if !ok {
@@ -144,7 +145,13 @@ func readParameters(b []byte) (Startup, error) {
 		case strings.HasPrefix(name, "_pq_."):
 			s.ProtocolOptions = append(s.ProtocolOptions, name)
 		default:
-			s.set(name, value)
+			folded := strings.ToLower(name)
+			if i, ok := known[folded]; ok {
+				s.Parameters[i].Value = value
+				continue
+			}
+			known[folded] = len(s.Parameters)
+			s.Parameters = append(s.Parameters, Parameter{name, value})
 		}
 	}
 	if s.User == "" {
@@ -154,16 +161,6 @@ func readParameters(b []byte) (Startup, error) {
 		s.Database = s.User
 	}
 	return s, nil
-}
-
-func (s *Startup) set(name, value string) {
-	for i := range s.Parameters {
-		if strings.EqualFold(s.Parameters[i].Name, name) {
-			s.Parameters[i].Value = value
-			return
-		}
-	}
-	s.Parameters = append(s.Parameters, Parameter{name, value})
 }
 
 // AppendStartup writes a protocol 3.0 startup packet.
@@ -223,11 +220,14 @@ func splitOptions(s string) []string {
 		in    bool
 	)
 	for i := 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case c == '\\' && i+1 < len(s):
-			i++
-			word, in = append(word, s[i]), true
-		case c == ' ' || c == '\t' || c == '\n' || c == '\r' || c == '\f' || c == '\v':
+		switch c := s[i]; c {
+		case '\\':
+			// One at the end escapes nothing.
+			in = true
+			if i++; i < len(s) {
+				word = append(word, s[i])
+			}
+		case ' ', '\t', '\n', '\r', '\f', '\v':
 			if in {
 				words = append(words, string(word))
 			}
