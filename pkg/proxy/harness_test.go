@@ -22,6 +22,8 @@ type pooler struct {
 	t    *testing.T
 	Addr string
 	logs *logBuffer
+
+	ended chan struct{} // closed when Run has returned
 }
 
 // logBuffer collects log lines.
@@ -84,14 +86,17 @@ func startProxy(t *testing.T, set *Settings) *pooler {
 	if err := p.Listen(); err != nil {
 		t.Fatal(err)
 	}
-	pl := &pooler{Proxy: p, t: t, logs: logs}
+	pl := &pooler{Proxy: p, t: t, logs: logs, ended: make(chan struct{})}
 	for _, a := range p.Addrs() {
 		if a.Network() == "tcp" {
 			pl.Addr = a.String()
 		}
 	}
 	done := make(chan error, 1)
-	go func() { done <- p.Run() }()
+	go func() {
+		defer close(pl.ended)
+		done <- p.Run()
+	}()
 	t.Cleanup(func() {
 		p.Stop()
 		select {

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sort"
 	"time"
 
@@ -94,6 +93,9 @@ func (l *listener) openUnix(spec Listener) (int, error) {
 	if err := l.lockUnix(spec.Unix); err != nil {
 		return -1, err
 	}
+	if info, err := os.Lstat(spec.Unix); err == nil && info.Mode().Type() != fs.ModeSocket {
+		return -1, fmt.Errorf("cannot replace %s: it is not a socket", spec.Unix)
+	}
 	if err := os.Remove(spec.Unix); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return -1, fmt.Errorf("cannot replace Unix socket %s: %w", spec.Unix, err)
 	}
@@ -102,6 +104,7 @@ func (l *listener) openUnix(spec Listener) (int, error) {
 		return -1, fmt.Errorf("unix_socket_dir: %w", err)
 	}
 	err = unix.Bind(fd, &unix.SockaddrUnix{Name: spec.Unix})
+	bound := err == nil
 	if err == nil && spec.Group >= 0 {
 		err = os.Chown(spec.Unix, -1, spec.Group)
 	}
@@ -113,22 +116,32 @@ func (l *listener) openUnix(spec Listener) (int, error) {
 	}
 	if err != nil {
 		_ = unix.Close(fd)
+		if bound {
+			_ = os.Remove(spec.Unix)
+		}
 		return -1, fmt.Errorf("cannot listen on Unix socket %s: %w", spec.Unix, err)
 	}
 	return fd, nil
 }
 
 func (l *listener) lockUnix(path string) error {
-	f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("cannot lock Unix socket %s: %w", filepath.Base(path), err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	for {
+		f, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return fmt.Errorf("cannot lock Unix socket %s: %w", path, err)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			_ = f.Close()
+			return fmt.Errorf("cannot listen on Unix socket %s: another process uses it", path)
+		}
+		// Who had it before may have removed the file since it was opened here: then another one is the lock.
+		mine, err := f.Stat()
+		if current, err2 := os.Stat(f.Name()); err == nil && err2 == nil && os.SameFile(mine, current) {
+			l.lock = f
+			return nil
+		}
 		_ = f.Close()
-		return fmt.Errorf("cannot listen on Unix socket %s: another process uses it", path)
 	}
-	l.lock = f
-	return nil
 }
 
 func (l *listener) unlock() {
