@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -180,17 +181,14 @@ func (p *Proxy) stop() {
 	for _, l := range p.listeners {
 		l.close()
 	}
-	for len(p.clients) > 0 {
-		c := p.clients[len(p.clients)-1]
-		if c.state == stateLinger {
-			c.end("")
-			continue
+	clients := slices.Clone(p.clients)
+	for _, c := range clients {
+		if c.pc.Waiting() { // first, so that they are not given what the others leave
+			c.sendAway()
 		}
-		if s := c.server; s != nil && s.link.Busy() {
-			p.sendCancel(s)
-		}
-		c.fail("57P01", "terminating connection: the pooler is shutting down")
-		c.end("pooler is shutting down")
+	}
+	for _, c := range clients {
+		c.sendAway()
 	}
 	for s := range p.servers {
 		if s.closing {
@@ -202,6 +200,22 @@ func (p *Proxy) stop() {
 	p.settle()
 	p.loop.Set(&p.stopAt, p.loop.Clock()+stopGrace, p.loop.Stop)
 	p.stopIfEmpty()
+}
+
+// sendAway ends a client because the proxy stops.
+func (c *client) sendAway() {
+	switch c.state {
+	case stateEnded:
+		return
+	case stateLinger: // was told something already
+		c.end("")
+		return
+	}
+	if s := c.server; s != nil && s.link.Busy() {
+		c.p.sendCancel(s)
+	}
+	c.fail("57P01", "terminating connection: the pooler is shutting down")
+	c.end("pooler is shutting down")
 }
 
 func (p *Proxy) stopIfEmpty() {
