@@ -36,6 +36,9 @@ func AppendQuery(dst []byte, sql string) []byte { return encode(dst, &pgproto3.Q
 // AppendSync writes a Sync.
 func AppendSync(dst []byte) []byte { return append(dst, Sync, 0, 0, 0, 4) }
 
+// AppendFlush writes a Flush.
+func AppendFlush(dst []byte) []byte { return append(dst, Flush, 0, 0, 0, 4) }
+
 // AppendTerminate writes a Terminate.
 func AppendTerminate(dst []byte) []byte { return append(dst, Terminate, 0, 0, 0, 4) }
 

@@ -37,6 +37,22 @@ type reply struct {
 	status byte                    // 0: the connection ended first
 }
 
+// value is a column of the first row, "" if there is none.
+func (r reply) value(column int) string {
+	if len(r.rows) == 0 || len(r.rows[0]) <= column {
+		return ""
+	}
+	return r.rows[0][column]
+}
+
+// emptyTable makes a table of integers x.
+func emptyTable(t *testing.T, s *pgtest.Server, name string) {
+	t.Helper()
+	if err := s.Exec(t.Context(), "drop table if exists "+name+"; create table "+name+" (x int)"); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // call logs in through the proxy, with startup parameters as name and value in turn.
 func (p *pooler) call(params ...string) *caller {
 	p.t.Helper()
@@ -159,10 +175,7 @@ func (c *caller) must(sql string) string {
 	if r.err != nil || r.status == 0 {
 		c.t.Fatalf("%s: %+v, status %q", sql, r.err, r.status)
 	}
-	if len(r.rows) == 0 {
-		return ""
-	}
-	return r.rows[0][0]
+	return r.value(0)
 }
 
 // until reads up to a message of the same type as what.

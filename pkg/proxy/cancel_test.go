@@ -83,7 +83,7 @@ func TestACancelRequestOfAWaitingClientHitsNobody(t *testing.T) {
 	}
 	cancelled(holder)
 	holder.must("rollback")
-	if r := waiter.reply(); r.err != nil || r.rows[0][0] != "served" {
+	if r := waiter.reply(); r.err != nil || r.value(0) != "served" {
 		t.Errorf("the waiting client was answered by %+v", r)
 	}
 }
@@ -194,7 +194,7 @@ func TestAServerConnectionWaitsForTheCancelRequestsUnderWay(t *testing.T) {
 		t.Fatal("the server connection went to another client while a cancel request was under way")
 	}
 	arrive <- struct{}{}
-	if r := next.reply(); r.err != nil || r.rows[0][0] != "next" {
+	if r := next.reply(); r.err != nil || r.value(0) != "next" {
 		t.Errorf("the next client was answered by %+v", r)
 	}
 	if err := <-asked; err != nil {
@@ -224,7 +224,7 @@ func TestAServerConnectionWithACancelRequestInDoubtServesNobodyElse(t *testing.T
 			departures["by FIN"](a)
 		}
 		finish <- struct{}{}
-		if r := next.reply(); r.err != nil || r.rows[0][0] != "next" {
+		if r := next.reply(); r.err != nil || r.value(0) != "next" {
 			t.Errorf("the next client was answered by %+v", r)
 		}
 		want := before + 2 // the request's and a new server connection

@@ -222,8 +222,7 @@ func (s *server) process(buf []byte) (rest []byte) {
 		off = end
 		if s.swallows() {
 			from = off
-			// A COPY that begins after its client has left waits for data.
-			if typ == pgwire.ReadyForQuery || (typ == pgwire.CopyInResponse && s.task == taskAbandon) {
+			if typ == pgwire.ReadyForQuery || s.task == taskAbandon {
 				s.taskStep()
 				if s.closed || s.closing {
 					return nil
@@ -445,6 +444,8 @@ func (s *server) abandoned(partial bool) {
 		return
 	}
 	s.p.pools.Unlink(s.p.now(), s.pb)
+	// Nobody holds up reading any more, and what is there to be read is not announced again.
+	s.p.loop.Again(&s.conn)
 	if s.task == taskNone || s.task == taskParams {
 		s.task = taskAbandon
 		s.cleanUp()
@@ -469,12 +470,13 @@ func (s *server) cleanUp() {
 	case session.SayCopyFail:
 		_ = s.link.Sent(pgwire.CopyFail)
 		s.write(pgwire.AppendCopyFail(nil, "client disconnected"))
-		s.cleanUp() // in the extended protocol nothing comes back before a Sync
+		s.cleanUp()
+	case session.SayFlush:
+		_ = s.link.Sent(pgwire.Flush)
+		s.write(pgwire.AppendFlush(nil))
 	case session.SaySync:
-		// A Sync alone would commit what the batch has done. Where the batch has failed, the server ignores the query.
-		_ = s.link.Sent(pgwire.Query)
 		_ = s.link.Sent(pgwire.Sync)
-		s.write(pgwire.AppendSync(pgwire.AppendQuery(nil, "ROLLBACK")))
+		s.write(pgwire.AppendSync(nil))
 	case session.SayRollback:
 		s.run(taskAbandon, "ROLLBACK")
 	case session.GiveUp:
@@ -519,7 +521,7 @@ func (s *server) ended(err error) {
 		if !errors.Is(err, io.EOF) {
 			s.p.log.Warn("server connection failed", "database", s.pooled.route.Database, "user", s.pooled.route.User, "server_pid", s.pid, "error", err)
 		}
-		s.p.pools.Discard(s.p.now(), s.pb, pool.ServerCrashed)
+		s.lose(pool.ServerCrashed)
 	}
 	s.unlink()
 	s.finish()
@@ -542,8 +544,19 @@ func (s *server) discard(why pool.Reason) {
 	if s.closing || s.closed {
 		return
 	}
-	s.p.pools.Discard(s.p.now(), s.pb, why)
+	s.lose(why)
 	s.close(why.String())
+}
+
+// lose has the pool forget the connection. A client that the pool has linked to it, but that has not been told yet,
+// waits on for another one.
+func (s *server) lose(why pool.Reason) {
+	next := s.pb.Client()
+	s.p.pools.Discard(s.p.now(), s.pb, why)
+	if next != nil && s.client == nil {
+		s.p.pools.Acquire(s.p.now(), next)
+		s.p.armTick()
+	}
 }
 
 // close ends the connection politely and waits for the server to close: only that proves that its slot is free. The

@@ -139,9 +139,7 @@ func awaitTrue(t *testing.T, s *pgtest.Server, sql string) {
 
 func TestAClientThatVanishesCostsARollbackAndNotAServerConnection(t *testing.T) {
 	s := pgtest.Shared(t)
-	if err := s.Exec(t.Context(), "create table strays (x int)"); err != nil {
-		t.Fatal(err)
-	}
+	emptyTable(t, s, "strays")
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	for _, state := range strandedStates {
 		for _, way := range slices.Sorted(maps.Keys(departures)) {
@@ -166,7 +164,7 @@ func TestAClientThatVanishesCostsARollbackAndNotAServerConnection(t *testing.T) 
 				if got, want := strings.Join(r.rows[0][1:], "|"), "0|4MB|0|0|0||ISO, MDY"; got != want {
 					t.Errorf("the next client sees %s, want %s", got, want)
 				}
-				if kept := r.rows[0][0] == before; kept == state.lost {
+				if kept := r.value(0) == before; kept == state.lost {
 					t.Errorf("the server connection was kept: %v, want %v", kept, !state.lost)
 				}
 			})
@@ -175,11 +173,37 @@ func TestAClientThatVanishesCostsARollbackAndNotAServerConnection(t *testing.T) 
 	p.await("nothing is left of the clients", func(s Snapshot) bool { return s.Clients == 0 && s.BuffersLent == 0 })
 }
 
+func TestAClientThatVanishesWhileEverythingIsFullIsCleanedUpAfter(t *testing.T) {
+	s := pgtest.Shared(t)
+	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
+	for _, way := range slices.Sorted(maps.Keys(departures)) {
+		t.Run(way, func(t *testing.T) {
+			a, next := callAt(t, p.Addr), callAt(t, p.Addr)
+			pid := a.must("select pg_backend_pid()")
+			a.send(&pgproto3.Query{String: endless})
+			// The server cannot write any more, for good.
+			for seen := 0; seen < 20; seen++ {
+				rows, err := s.Query(t.Context(), "select wait_event = 'ClientWrite' from pg_stat_activity where pid = "+pid)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if rows[0][0] != "t" {
+					seen = 0
+				}
+			}
+			next.send(&pgproto3.Query{String: "select pg_backend_pid()"})
+			p.await("the next one waits", func(s Snapshot) bool { return s.Pools[0].Stats.Waiting == 1 })
+			departures[way](a)
+			if r := next.reply(); r.err != nil || r.value(0) != pid {
+				t.Errorf("the next client was answered by %+v, want server process %s", r, pid)
+			}
+		})
+	}
+}
+
 func TestAClientThatVanishesWhileItWaitsIsNotServed(t *testing.T) {
 	s := pgtest.Shared(t)
-	if err := s.Exec(t.Context(), "create table unserved (x int)"); err != nil {
-		t.Fatal(err)
-	}
+	emptyTable(t, s, "unserved")
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	holder, next := p.call(), p.call()
 	for _, way := range slices.Sorted(maps.Keys(departures)) {
@@ -196,7 +220,7 @@ func TestAClientThatVanishesWhileItWaitsIsNotServed(t *testing.T) {
 				next.send(&pgproto3.Query{String: "select count(*) from unserved"})
 				p.await("the next one waits", func(s Snapshot) bool { return s.Pools[0].Stats.Waiting == 1 })
 				holder.must("commit")
-				if r := next.reply(); r.err != nil || r.rows[0][0] != "0" {
+				if r := next.reply(); r.err != nil || r.value(0) != "0" {
 					t.Errorf("the next client was answered by %+v", r)
 				}
 			})
@@ -216,7 +240,7 @@ func TestTheQueryOfAVanishedClientEndsWithItsTransaction(t *testing.T) {
 			awaitTrue(t, s, "select wait_event = 'PgSleep' from pg_stat_activity where pid = "+pid)
 			next.send(&pgproto3.Query{String: "select pg_backend_pid()"})
 			departures[way](a)
-			if r := next.reply(); r.err != nil || r.rows[0][0] != pid {
+			if r := next.reply(); r.err != nil || r.value(0) != pid {
 				t.Errorf("the next client was answered by %+v, want %s", r, pid)
 			}
 		})
@@ -225,9 +249,7 @@ func TestTheQueryOfAVanishedClientEndsWithItsTransaction(t *testing.T) {
 
 func TestTheQueryOfAClientThatSaidGoodbyeIsFinished(t *testing.T) {
 	s := pgtest.Shared(t)
-	if err := s.Exec(t.Context(), "create table lastwill (x int)"); err != nil {
-		t.Fatal(err)
-	}
+	emptyTable(t, s, "lastwill")
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	a, next := p.call(), p.call()
 	pid := a.must("select pg_backend_pid()")
@@ -243,7 +265,7 @@ func TestTheQueryOfAClientThatSaidGoodbyeIsFinished(t *testing.T) {
 	next.send(&pgproto3.Query{String: "select pg_backend_pid(), (select count(*) from lastwill)"})
 	p.await("the next one waits", func(s Snapshot) bool { return s.Pools[0].Stats.Waiting == 1 })
 	lock.must("select pg_advisory_unlock(815)")
-	if r := next.reply(); r.err != nil || r.rows[0][0] != pid || r.rows[0][1] != "1" {
+	if r := next.reply(); r.err != nil || r.value(0) != pid || r.value(1) != "1" {
 		t.Errorf("the next client was answered by %+v, want server process %s and one row", r, pid)
 	}
 }
@@ -325,7 +347,7 @@ func TestAClientThatVanishesWhileItsParametersAreSetCostsNothing(t *testing.T) {
 				t.Errorf("the server connection was prepared by %s", sql)
 			}
 			answer <- struct{}{}
-			if r := next.reply(); r.err != nil || r.rows[0][0] != "hello" {
+			if r := next.reply(); r.err != nil || r.value(0) != "hello" {
 				t.Errorf("the next client was answered by %+v", r)
 			}
 			if n := f.Accepted(); n != 1 {

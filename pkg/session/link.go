@@ -61,6 +61,8 @@ type Link struct {
 	// unsynced: an extended-protocol message was sent and no Sync, Query or FunctionCall after it, so an implicit
 	// transaction may be open.
 	unsynced bool
+	// flushed: a Flush was sent after it, so the answers come before a Sync does.
+	flushed bool
 	// swallowed counts Syncs that the COPY under way has made the server ignore. If that COPY fails, nobody can tell how
 	// many of them the server had read before, and ignored, and how many it reads after, and answers: all of them are in
 	// doubt then, at once after an Execute, after the ReadyForQuery of a Query.
@@ -97,7 +99,8 @@ func (l *Link) Sent(typ byte) error {
 	case pgwire.Close:
 		l.extended(reqClose)
 	case pgwire.Flush:
-		// Not answered, and it opens nothing.
+		// Not answered, and it opens nothing. A COPY ignores it.
+		l.flushed = l.copy != copyIn
 	case pgwire.Sync:
 		if l.copy == copyIn {
 			l.swallowed++
@@ -130,7 +133,7 @@ func (l *Link) plain(r request) {
 }
 
 func (l *Link) extended(r request) {
-	l.unsynced = true
+	l.unsynced, l.flushed = true, false
 	if !l.skips() {
 		l.push(r)
 	}
@@ -297,6 +300,7 @@ func (l *Link) copying(typ byte) error {
 		return l.unexpected(typ)
 	}
 	l.copy = copyIn
+	l.flushed = false
 	kept := l.queue[:l.head+1]
 	batch := l.queue[l.head] == reqExecute // which a swallowed Sync does not end
 	for i, r := range l.queue[l.head+1:] {
@@ -399,9 +403,11 @@ const (
 	Wait
 	// SayCopyFail ends the COPY.
 	SayCopyFail
-	// SaySync ends the extended-protocol batch.
+	// SayFlush has the answers to an unfinished extended-protocol batch come. What they say decides how it ends.
+	SayFlush
+	// SaySync ends a batch that has failed.
 	SaySync
-	// SayRollback ends the transaction, or a doubt.
+	// SayRollback ends the transaction, also the implicit one of a batch, which a Sync would commit, or a doubt.
 	SayRollback
 	// GiveUp: only closing helps.
 	GiveUp
@@ -415,11 +421,13 @@ func (l *Link) Abandon() Step {
 		return GiveUp
 	case l.copy == copyIn:
 		return SayCopyFail
-	case l.unsynced || l.skipping:
+	case l.skipping:
 		return SaySync
+	case l.unsynced && l.Busy() && !l.flushed:
+		return SayFlush
 	case l.Busy():
 		return Wait
-	case l.doubt > 0 || l.status != pgwire.StatusIdle:
+	case l.unsynced || l.doubt > 0 || l.status != pgwire.StatusIdle:
 		return SayRollback
 	}
 	return Done

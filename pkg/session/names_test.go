@@ -54,7 +54,7 @@ func typeOf(names map[byte]string, name string) (byte, error) {
 }
 
 var stepNames = map[Step]string{
-	Done: "done", Wait: "wait", SayCopyFail: "say CopyFail", SaySync: "say Sync", SayRollback: "say Query", GiveUp: "give up",
+	Done: "done", Wait: "wait", SayCopyFail: "say CopyFail", SayFlush: "say Flush", SaySync: "say Sync", SayRollback: "say Query", GiveUp: "give up",
 }
 
 // state draws all that a Link tells.

@@ -25,7 +25,7 @@ type run struct {
 
 // coverage counts what happened over all runs, so that a test which has become vacuous is seen.
 type coverage struct {
-	messages, answers, idle, errors, doubt, lost, swallowed, inCopy, skipping, rollbacks, copyFails, syncs, gaveUp, reused int
+	messages, answers, idle, errors, doubt, lost, swallowed, inCopy, skipping, rollbacks, copyFails, flushes, syncs, gaveUp, reused int
 }
 
 func (r *run) send(m message) error {
@@ -188,6 +188,9 @@ func (r *run) abandon() error {
 		case SayCopyFail:
 			r.seen.copyFails++
 			err = r.send(message{typ: pgwire.CopyFail})
+		case SayFlush:
+			r.seen.flushes++
+			err = r.send(message{typ: pgwire.Flush})
 		case SaySync:
 			r.seen.syncs++
 			err = r.send(message{typ: pgwire.Sync})
@@ -242,7 +245,7 @@ func TestALinkAgreesWithItsTwin(t *testing.T) {
 	}
 	t.Logf("%+v", seen)
 	if seen.messages < 20*runs || seen.answers < 20*runs || seen.idle < runs || seen.errors < runs || seen.reused < runs ||
-		min(seen.inCopy, seen.skipping, seen.rollbacks, seen.copyFails, seen.syncs, seen.swallowed, seen.doubt) < runs/10 ||
+		min(seen.inCopy, seen.skipping, seen.rollbacks, seen.copyFails, seen.flushes, seen.syncs, seen.swallowed, seen.doubt) < runs/10 ||
 		seen.gaveUp == 0 || seen.gaveUp > runs/50 {
 		t.Errorf("the runs have become too tame, or too wild: %+v", seen)
 	}
