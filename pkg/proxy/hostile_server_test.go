@@ -431,3 +431,26 @@ func TestServersThatRefuseForGoodTellAllWhoWait(t *testing.T) {
 		})
 	}
 }
+
+func TestAServerThatClosesBehindItsAnswerLeavesNobodyWaiting(t *testing.T) {
+	p, _ := pooledFake(t, func(c *pgtest.FakeConn) {
+		c.Login()
+		c.Query()
+		// The answer and the end arrive together.
+		c.Raw(append(append(packet('D', "\x00\x01\x00\x00\x00\x017"), packet('C', "SELECT 1\x00")...), packet('Z', "I")...))
+	}, func(_ *Settings, r *Route) { r.Pool.Size = 1 })
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			for range 5 {
+				r := p.raw(t).login()
+				if got := r.ask("select 7"); got != "7" && !strings.Contains(got, "crashed") {
+					t.Errorf("got %q", got)
+				}
+				_ = r.conn.Close()
+			}
+		})
+	}
+	wg.Wait()
+	p.quiet(t, 0)
+}

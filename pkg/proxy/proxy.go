@@ -355,6 +355,9 @@ func (p *Proxy) kill(e pool.Effect) {
 		p.sendCancel(s)
 	}
 	c := s.client
+	if c == nil && e.Client != nil {
+		c = e.Client.Ref.(*client) // linked by the pool, but not told yet
+	}
 	if c != nil {
 		c.fail("57P01", "terminating connection due to administrator command: "+e.Reason.String())
 	}
