@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
@@ -126,7 +127,9 @@ func awaitTrue(t *testing.T, s *pgtest.Server, sql string) {
 	t.Helper()
 	ctx, stop := context.WithTimeout(context.Background(), patience)
 	defer stop()
-	for {
+	ticks := time.NewTicker(3 * time.Millisecond) // leaves the server time for others
+	defer ticks.Stop()
+	for ; ; <-ticks.C {
 		rows, err := s.Query(ctx, sql)
 		if err != nil {
 			t.Fatalf("not true within %v: %s: %v", patience, sql, err)
