@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	"github.com/pgberth/pgberth/pkg/eventloop"
@@ -15,6 +16,8 @@ import (
 
 // wrongInterval is how often a password that may be wrong is tried against a server, per user.
 const wrongInterval = time.Second
+
+const databaseMoved = "the database has moved during the login: connect again"
 
 // retryInterval is how soon a trial that found no permit or no server is looked at again.
 const retryInterval = 100 * time.Millisecond
@@ -186,6 +189,11 @@ func (p *Proxy) nextProof(cr *credential) {
 		if pr.client.state != stateLogin {
 			continue
 		}
+		pl := p.ensure(pr.client.login.route)
+		if pl.route.User != cr.key.user || pl.route.server() != cr.key.server {
+			pr.client.loginRefused("08006", databaseMoved) // this password is not for the new server
+			continue
+		}
 		cr.trying = pr
 		if cr.proven && pr.compared != cr.verifier.StoredKey {
 			// Somebody has proved one while this client waited: perhaps the same.
@@ -200,7 +208,6 @@ func (p *Proxy) nextProof(cr *credential) {
 			})
 			return
 		}
-		pl := p.ensure(pr.client.login.route)
 		if b := p.permit(pl, pr); b != nil {
 			pr.tried, pr.dialing = true, true
 			p.dialFor(b, pl, secret{password: pr.password}, func(d *dialed, err error) { p.opened(b, pl, secret{}, pr, d, err) })
@@ -289,13 +296,19 @@ func (p *Proxy) serverSecret(pl *pooled) (secret, *proof, bool) {
 	return secret{}, nil, false
 }
 
-// proved: a login to the server has succeeded, with a password on trial if pr is set.
-func (p *Proxy) proved(pl *pooled, pr *proof, learned *secret) {
-	if pr == nil && (p.set.Auth != Passthrough || pl.route.Password != "") {
+// proved: a login to the server with sec has succeeded; with a password on trial if pr is set.
+func (p *Proxy) proved(pl *pooled, sec secret, pr *proof, learned *secret) {
+	var cr *credential
+	switch {
+	case pr != nil:
+		cr = pr.cred // not that of pl's route, which a reload may have changed
+	case p.set.Auth == Passthrough && pl.route.Password == "":
+		cr = p.creds[credentialKey{pl.route.server(), pl.route.User}]
+	}
+	if cr == nil || pr == nil && (!cr.proven || cr.secret != sec) {
 		return
 	}
-	cr := p.credential(&pl.route)
-	if ttl := p.set.PassthroughTTL; ttl > 0 && (pr != nil || cr.proven) {
+	if ttl := p.set.PassthroughTTL; ttl > 0 {
 		cr.until = p.loop.Now() + ttl
 		p.loop.Set(&cr.expiry, cr.until, func() { p.expired(cr) })
 	}
@@ -316,13 +329,13 @@ func (p *Proxy) proved(pl *pooled, pr *proof, learned *secret) {
 		cr.verifier = scram.NewVerifier(pr.password, randomBytes(16), scram.DefaultIterations)
 	}
 	pr.password = ""
-	if pr.cred.trying == pr {
-		pr.cred.trying = nil
+	if cr.trying == pr {
+		cr.trying = nil
 	}
 	if !pr.queued && pr.client.state == stateLogin {
 		pr.client.loginProved()
 	}
-	p.nextProof(pr.cred)
+	p.nextProof(cr)
 }
 
 // disproved: a login to the server with sec, or with a password on trial, has failed; le is nil when the server did not
@@ -331,7 +344,7 @@ func (p *Proxy) disproved(pl *pooled, sec secret, pr *proof, le *LoginError) {
 	if pr == nil {
 		if p.set.Auth == Passthrough && pl.route.Password == "" && le.wrongPassword() {
 			// Unless somebody has proved another one meanwhile.
-			if cr := p.credential(&pl.route); cr.secret == sec {
+			if cr := p.creds[credentialKey{pl.route.server(), pl.route.User}]; cr != nil && cr.secret == sec {
 				cr.forget()
 				p.nextProof(cr)
 			}
@@ -364,6 +377,15 @@ func (p *Proxy) disproved(pl *pooled, sec secret, pr *proof, le *LoginError) {
 		p.nextProofIn(cr, wrongInterval) // the pool asks the server itself
 	} else {
 		p.nextProofIn(cr, retryInterval)
+	}
+}
+
+// moved refuses the clients whose password waits in the queue of a pool that has another server now.
+func (p *Proxy) moved(pl *pooled) {
+	for _, c := range slices.Clone(p.clients) {
+		if c.pooled == pl && c.state == stateLogin && c.login.proof != nil {
+			c.loginRefused("08006", databaseMoved)
+		}
 	}
 }
 

@@ -48,6 +48,7 @@ type login struct {
 	passing bool // the listener allows passthrough
 	timer   eventloop.Timer
 
+	set            *Settings // what route was resolved by
 	startup        pgwire.Startup
 	want           session.Params // tracked parameters the client asked for
 	route          Route
@@ -176,6 +177,7 @@ func (c *client) loginStartup(m pgwire.Startup) error {
 		c.write(pgwire.AppendNegotiate(nil, 0, m.ProtocolOptions))
 	}
 	l.startup.Parameters, l.startup.ProtocolOptions, l.startup.Options = nil, nil, ""
+	l.set = set
 	l.route, l.known = set.Route(m.Database, m.User)
 	return c.loginChallenge()
 }
@@ -332,6 +334,17 @@ func (c *client) loginProof(body []byte) error {
 // loginProved: the client is who it says. What is left is a place in the pool, and what to welcome it with.
 func (c *client) loginProved() {
 	l := c.login
+	if l.set != c.p.set && c.pooled == nil {
+		// A reload has come in between.
+		proved := l.route.server()
+		l.set = c.p.set
+		route, ok := l.set.Route(l.startup.Database, l.startup.User)
+		if ok && l.set.Auth == Passthrough && (route.server() != proved || route.User != l.route.User) {
+			c.loginRefused("08006", databaseMoved)
+			return
+		}
+		l.route, l.known = route, l.known && ok
+	}
 	if !l.known {
 		c.loginRefused("3D000", "no such database: "+clipName(l.startup.Database))
 		return

@@ -256,6 +256,9 @@ func (p *Proxy) reload(set *Settings) {
 			pl.haveWelcome = false
 			pl.refusal = nil
 			p.pools.Recycle(now, bp)
+			if old.Pool.Server != route.Pool.Server {
+				p.moved(pl)
+			}
 		}
 	}
 	p.settle()
@@ -437,7 +440,7 @@ func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d 
 		p.stopIfEmpty()
 	}()
 	if err == nil {
-		p.serve(b, pl, proof, d)
+		p.serve(b, pl, sec, proof, d)
 		return
 	}
 	p.counters.DialFailures++
@@ -460,7 +463,7 @@ func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d 
 }
 
 // serve takes a finished login into the pool.
-func (p *Proxy) serve(b *pool.Backend, pl *pooled, proof *proof, d *dialed) {
+func (p *Proxy) serve(b *pool.Backend, pl *pooled, sec secret, proof *proof, d *dialed) {
 	s, err := p.adopt(b, pl, d)
 	if err != nil {
 		p.log.Error("cannot watch server connection", "error", err)
@@ -468,7 +471,7 @@ func (p *Proxy) serve(b *pool.Backend, pl *pooled, proof *proof, d *dialed) {
 		return
 	}
 	pl.refusal = nil
-	p.proved(pl, proof, d.secret)
+	p.proved(pl, sec, proof, d.secret)
 	if p.stopping {
 		p.pools.Discard(p.now(), b, pool.ShuttingDown)
 		s.close("pooler is shutting down")
