@@ -454,3 +454,45 @@ func TestAServerThatClosesBehindItsAnswerLeavesNobodyWaiting(t *testing.T) {
 	wg.Wait()
 	p.quiet(t, 0)
 }
+
+func TestAnswersInTheWrongOrderEndTheirConnection(t *testing.T) {
+	pgtest.CheckLeaks(t)
+	order := map[string]string{ // what is answered, and the type that is one too many
+		"2": "2", "11": "1", "121": "1", "12C": "C", "12s": "s", "12D": "D", "12TT": "T", "12n2": "2", "12T3": "3", "12tT1": "1", "1Z": "Z", "12TCC": "C", "12TCT": "T", "V": "V", "12TI1": "1",
+	}
+	p, _ := pooledFake(t, func(c *pgtest.FakeConn) {
+		kinds := c.Login()["database"]
+		for {
+			if _, ok := c.Receive().(*pgproto3.Sync); !ok {
+				continue
+			}
+			for _, k := range []byte(kinds) {
+				body := ""
+				if k == 'Z' {
+					body = "I"
+				}
+				c.Raw(packet(k, body))
+			}
+			c.AwaitEnd()
+			return
+		}
+	}, func(_ *Settings, r *Route) { r.DBName = r.Database })
+	batch := bytes.Join([][]byte{
+		packet('P', "\x00select 1\x00\x00\x00"), packet('B', "\x00\x00\x00\x00\x00\x00\x00\x00"), packet('D', "P\x00"), packet('E', "\x00\x00\x00\x00\x00"), packet('S', ""),
+	}, nil)
+	for kinds, wrong := range order {
+		t.Run(kinds, func(t *testing.T) {
+			r := p.raw(t).send(hello("user", "app", "database", kinds))
+			r.until('Z')
+			r.send(batch)
+			before, errs := r.ending()
+			if want := "server sent message '" + wrong + "' where the protocol does not allow it"; len(errs) != 1 || errs[0].Message != want {
+				t.Errorf("got %+v\nwant %s", errs, want)
+			}
+			if want := kinds[:len(kinds)-1] + "E"; before != want {
+				t.Errorf("got messages %q, want %q", before, want)
+			}
+		})
+	}
+	p.quiet(t, 0)
+}
