@@ -48,8 +48,11 @@ func (c *Conn) Open() bool { return c.loop != nil && c.fd >= 0 }
 
 // Read reads what is there: ErrWouldBlock when nothing is, io.EOF at the end.
 func (c *Conn) Read(p []byte) (int, error) {
-	if !c.Open() || len(p) == 0 {
+	if !c.Open() {
 		return 0, io.EOF
+	}
+	if len(p) == 0 {
+		return 0, nil
 	}
 	for {
 		n, errno := receive(c.fd, p)
@@ -111,6 +114,10 @@ func (c *Conn) CloseWrite() {
 func (c *Conn) Close() {
 	if !c.Open() {
 		return
+	}
+	if c.again {
+		c.loop.forget(c)
+		c.again = false
 	}
 	c.loop.conns[c.fd] = nil
 	_ = syscall.Close(c.fd)

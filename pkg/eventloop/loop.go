@@ -3,17 +3,14 @@
 // A Loop owns an epoll instance, timers, lent buffers and a queue of functions posted by other goroutines. Everything it
 // calls runs on the goroutine of Run, so what belongs to a loop needs no lock.
 //
-// It refuses to know what the bytes mean: no frames, no protocol, no pool. It starts no goroutine and never blocks in a
-// system call: when nothing is ready the goroutine parks in the Go runtime's own poller, which costs no thread and no
-// hand-off of the processor (epoll descriptors are pollable themselves).
+// It refuses to know what the bytes mean: no frames, no protocol, no pool. It starts no goroutine and, on Linux, never
+// blocks in a system call: when nothing is ready the goroutine parks in the Go runtime's own poller, which costs no thread
+// and no hand-off of the processor (epoll descriptors are pollable themselves). Elsewhere, on machines of developers, it
+// blocks in kqueue.
 package eventloop
 
 import (
-	"errors"
-	"fmt"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -38,31 +35,30 @@ type Handler interface {
 // Loop is one event loop. Only Post and Stop may be called from goroutines other than the one in Run.
 type Loop struct {
 	poll    poller
-	file    *os.File // the poller's descriptor, registered with the runtime: this is where the loop parks
-	raw     syscall.RawConn
-	parkFn  func(uintptr) bool // allocated once; parking allocates nothing
-	nready  int
 	conns   []*Conn // by descriptor
 	gen     uint32
 	again   []*Conn
 	running []*Conn // the list being worked off while again fills up
 	idle    []func()
 
-	start    time.Time
-	now      time.Duration
-	timers   timerHeap
-	deadline time.Duration // what the parked read is armed with; 0 is none
+	start  time.Time
+	now    time.Duration
+	timers timerHeap
+	firing bool // timers run
 
 	Buffers Buffers
 	scratch []byte
 
-	// mu guards what other goroutines touch; nothing is called under it.
+	// mu guards what other goroutines touch, and the descriptor that wakes the loop: once stopped is set nobody writes to
+	// its number, which may be another's by then. No function of the caller's is called under it.
 	mu      sync.Mutex
 	posted  []func()
 	woken   bool
 	stopped bool
 
-	taken []func()
+	taken    []func()
+	stop     bool
+	released bool
 }
 
 // New makes a loop. Close releases its descriptors; Run does it on return.
@@ -70,28 +66,6 @@ func New() (*Loop, error) {
 	l := &Loop{start: time.Now(), scratch: make([]byte, ScratchSize)}
 	if err := l.poll.open(); err != nil {
 		return nil, err
-	}
-	// A pollable descriptor in non-blocking mode: os.NewFile hands it to the runtime's poller.
-	if err := syscall.SetNonblock(l.poll.fd, true); err != nil {
-		l.poll.close()
-		return nil, fmt.Errorf("event loop: cannot make the poll descriptor non-blocking: %w", err)
-	}
-	l.file = os.NewFile(uintptr(l.poll.fd), "eventloop")
-	raw, err := l.file.SyscallConn()
-	if err != nil {
-		_ = l.file.Close()
-		l.poll.closeWake()
-		return nil, fmt.Errorf("event loop: %w", err)
-	}
-	if err := l.file.SetReadDeadline(time.Time{}); err != nil {
-		_ = l.file.Close()
-		l.poll.closeWake()
-		return nil, fmt.Errorf("event loop: this kernel cannot poll a poll descriptor: %w", err)
-	}
-	l.raw = raw
-	l.parkFn = func(uintptr) bool {
-		l.nready = l.poll.wait()
-		return l.nready != 0
 	}
 	return l, nil
 }
@@ -110,15 +84,13 @@ func (l *Loop) Scratch() []byte { return l.scratch }
 // loop has stopped and fn will never run.
 func (l *Loop) Post(fn func()) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.stopped {
-		l.mu.Unlock()
 		return false
 	}
 	l.posted = append(l.posted, fn)
-	wake := !l.woken
-	l.woken = true
-	l.mu.Unlock()
-	if wake {
+	if !l.woken {
+		l.woken = true
 		l.poll.wake()
 	}
 	return true
@@ -126,17 +98,13 @@ func (l *Loop) Post(fn func()) bool {
 
 // Stop ends Run after the current turn. What was posted before is run.
 func (l *Loop) Stop() {
-	l.Post(func() {
-		l.mu.Lock()
-		l.stopped = true
-		l.mu.Unlock()
-	})
+	l.Post(func() { l.stop = true })
 }
 
 // Again has c's handler called once more in the next turn with no new event, for handlers that stop reading in order
-// to be fair to others.
+// to be fair to others. A closed Conn is left alone.
 func (l *Loop) Again(c *Conn) {
-	if !c.again {
+	if c.Open() && !c.again {
 		c.again = true
 		l.again = append(l.again, c)
 	}
@@ -154,10 +122,11 @@ func (l *Loop) Run() error {
 			n = l.poll.wait()
 		} else {
 			// Polls first, and parks only if that finds nothing.
-			if err := l.park(); err != nil {
+			next, timed := l.timers.next()
+			var err error
+			if n, err = l.poll.park(l.start, l.now, next, timed); err != nil {
 				return err
 			}
-			n = l.nready
 		}
 		l.now = l.Clock()
 		for i := range n {
@@ -166,45 +135,21 @@ func (l *Loop) Run() error {
 		l.running, l.again = l.again, l.running[:0]
 		for i, c := range l.running {
 			l.running[i] = nil
-			c.again = false
-			if c.fd >= 0 {
+			if c != nil {
+				c.again = false
 				c.handler.Ready(0)
 			}
 		}
+		l.firing = true
 		l.timers.run(l.now)
+		l.firing = false
 		for _, fn := range l.idle {
 			fn()
 		}
-		if l.isStopped() {
+		if l.stop {
 			return nil
 		}
 	}
-}
-
-// park gives the processor away until a descriptor is ready, the next timer is due or Post wakes the loop.
-func (l *Loop) park() error {
-	l.nready = 0
-	if next, ok := l.timers.next(); ok {
-		// An armed deadline that comes earlier than needed costs one empty turn, moving it costs a runtime timer each
-		// time: so it is only moved forward in time when it has passed.
-		if l.deadline == 0 || next < l.deadline || l.deadline <= l.now {
-			l.deadline = next
-			if err := l.file.SetReadDeadline(l.start.Add(next)); err != nil {
-				return fmt.Errorf("event loop: %w", err)
-			}
-		}
-	} else if l.deadline != 0 && l.deadline <= l.now {
-		l.deadline = 0
-		if err := l.file.SetReadDeadline(time.Time{}); err != nil {
-			return fmt.Errorf("event loop: %w", err)
-		}
-	}
-	err := l.raw.Read(l.parkFn)
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		l.deadline = 0
-		return l.file.SetReadDeadline(time.Time{})
-	}
-	return err
 }
 
 func (l *Loop) dispatch(i int) {
@@ -218,7 +163,11 @@ func (l *Loop) dispatch(i int) {
 	if fd >= len(l.conns) || l.conns[fd] == nil || l.conns[fd].gen != gen {
 		return
 	}
-	l.conns[fd].handler.Ready(ev)
+	c := l.conns[fd]
+	if !c.wantWrite {
+		ev &^= Writable // a socket that is gone is always writable
+	}
+	c.handler.Ready(ev)
 }
 
 func (l *Loop) runPosted() {
@@ -230,16 +179,31 @@ func (l *Loop) runPosted() {
 		l.taken[i] = nil
 		fn()
 	}
+	if cap(l.taken) > maxKept {
+		l.taken = nil // a burst does not keep its memory
+	}
 }
 
-func (l *Loop) isStopped() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.stopped
+// maxKept is how many entries a list may keep room for while it is empty.
+const maxKept = 1024
+
+// forget takes c off the lists of Again.
+func (l *Loop) forget(c *Conn) {
+	for _, list := range [][]*Conn{l.again, l.running} {
+		for i := range list {
+			if list[i] == c {
+				list[i] = nil
+			}
+		}
+	}
 }
 
 // release closes everything that is still registered.
 func (l *Loop) release() {
+	if l.released {
+		return
+	}
+	l.released = true
 	l.mu.Lock()
 	l.stopped = true
 	l.mu.Unlock()
@@ -250,9 +214,10 @@ func (l *Loop) release() {
 			c.Close()
 		}
 	}
-	_ = l.file.Close()
-	l.poll.closeWake()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.poll.close()
 }
 
-// Close releases a loop that never ran.
+// Close releases a loop that never ran, and does nothing after Run.
 func (l *Loop) Close() { l.release() }

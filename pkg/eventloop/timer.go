@@ -9,9 +9,13 @@ type Timer struct {
 	pos  int // 1-based position in the heap; 0 is unset
 }
 
-// Set (re)arms t for the loop's time when, in turn order with other due timers.
+// Set (re)arms t for the loop's time when. Timers fire in the order of their times, at the end of a turn. One that is set
+// by a timer's function fires in the next turn at the earliest, so that no timer can keep others from firing.
 func (l *Loop) Set(t *Timer, when time.Duration, fn func()) {
 	t.fn = fn
+	if l.firing {
+		when = max(when, l.now+1)
+	}
 	if t.pos != 0 {
 		t.when = when
 		l.timers.fix(t.pos - 1)
@@ -46,10 +50,9 @@ func (h timerHeap) next() (time.Duration, bool) {
 
 func (h timerHeap) due(now time.Duration) bool { return len(h) > 0 && h[0].when <= now }
 
-// run fires what is due at now. A function that sets its timer to now or earlier runs again in the next turn, not in
-// this one.
+// run fires what is due at now.
 func (h *timerHeap) run(now time.Duration) {
-	for n := len(*h); n > 0 && h.due(now); n-- {
+	for h.due(now) {
 		t := (*h)[0]
 		h.remove(0)
 		t.fn()
