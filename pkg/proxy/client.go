@@ -246,7 +246,6 @@ func (c *client) acquire() bool {
 	b := c.pc.Backend()
 	if b == nil {
 		c.state = stateWaiting
-		c.p.armTick()
 		return false
 	}
 	s := b.Ref.(*server)

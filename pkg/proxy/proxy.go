@@ -28,9 +28,6 @@ import (
 	"github.com/pgberth/pgberth/pkg/session"
 )
 
-// tickInterval bounds how late the pool's timeouts are noticed while something changes all the time.
-const tickInterval = 250 * time.Millisecond
-
 // stopGrace is how long Run waits for server connections to end when it stops.
 const stopGrace = 2 * time.Second
 
@@ -262,7 +259,6 @@ func (p *Proxy) reload(set *Settings) {
 		}
 	}
 	p.settle()
-	p.armTick()
 }
 
 // SetCapacity bounds the server connections to one database server ("host:port"), from now on and whatever the pools'
@@ -273,7 +269,6 @@ func (p *Proxy) SetCapacity(server string, n int, deadline time.Duration) {
 		now := p.now()
 		p.pools.SetCapacity(now, server, n, now+deadline)
 		p.settle()
-		p.armTick()
 	})
 }
 
@@ -296,7 +291,6 @@ func (p *Proxy) ensure(r Route) *pooled {
 	pl := &pooled{route: r}
 	pl.pool = p.pools.Ensure(p.now(), key, r.Pool)
 	p.pooled[key] = pl
-	p.armTick()
 	return pl
 }
 
@@ -321,6 +315,7 @@ func (p *Proxy) settle() {
 		}
 	}
 	p.settling = false
+	p.armTick()
 }
 
 func (p *Proxy) carryOut(e pool.Effect) {
@@ -334,7 +329,7 @@ func (p *Proxy) carryOut(e pool.Effect) {
 	case pool.Open:
 		p.open(e.Backend)
 	case pool.Check:
-		e.Backend.Ref.(*server).run(taskCheck, p.set.ServerCheckQuery)
+		e.Backend.Ref.(*server).check(p.set.ServerCheckQuery)
 	case pool.Reset:
 		s := e.Backend.Ref.(*server)
 		s.run(taskReset, s.pooled.route.ResetQuery)
@@ -379,7 +374,6 @@ func (p *Proxy) armTick() {
 	}
 	now := p.loop.Now()
 	next = max(next, now+time.Millisecond)
-	next = min(next, now+tickInterval)
 	if p.tick.Armed() && p.tick.When() <= next {
 		return
 	}
@@ -389,7 +383,6 @@ func (p *Proxy) armTick() {
 func (p *Proxy) onTick() {
 	p.pools.Tick(p.now())
 	p.settle()
-	p.armTick()
 }
 
 // work runs fn on a goroutine of its own; Run waits for it.
@@ -436,7 +429,6 @@ func (p *Proxy) dialFor(b *pool.Backend, pl *pooled, sec secret, then func(*dial
 func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d *dialed, err error) {
 	defer func() {
 		p.settle()
-		p.armTick()
 		p.stopIfEmpty()
 	}()
 	if err == nil {

@@ -375,6 +375,17 @@ func (s *server) run(t task, sql string) {
 	s.write(pgwire.AppendQuery(nil, sql))
 }
 
+// check runs the check query. A server that does not answer it in the time a login may take is not there.
+func (s *server) check(sql string) {
+	s.run(taskCheck, sql)
+	if limit := s.p.set.ServerConnectTimeout; limit > 0 {
+		s.p.loop.Set(&s.timer, s.p.loop.Now()+limit, func() {
+			s.discard(pool.TestFailed)
+			s.p.settle()
+		})
+	}
+}
+
 // taskStep: the server answered ReadyForQuery to a task.
 func (s *server) taskStep() {
 	switch s.task {
@@ -406,6 +417,7 @@ func (s *server) taskStep() {
 	case taskCheck, taskReset:
 		t := s.task
 		s.task = taskNone
+		s.p.loop.Unset(&s.timer)
 		if s.failed != nil || !s.link.Idle() {
 			s.p.log.Warn("server connection failed its query between clients", "query", taskName(t), "database", s.pooled.route.Database)
 			if t == taskCheck {
@@ -436,7 +448,9 @@ func (s *server) abandoned(partial bool) {
 		return
 	}
 	if partial || s.link.Lost() {
-		s.discard(pool.ClientLeftQuerying)
+		// Not discard: that would have the pool find the client another connection.
+		s.p.pools.Discard(s.p.now(), s.pb, pool.ClientLeftQuerying)
+		s.close(pool.ClientLeftQuerying.String())
 		return
 	}
 	if s.link.Idle() && s.task == taskNone {
@@ -555,7 +569,6 @@ func (s *server) lose(why pool.Reason) {
 	s.p.pools.Discard(s.p.now(), s.pb, why)
 	if next != nil && s.client == nil {
 		s.p.pools.Acquire(s.p.now(), next)
-		s.p.armTick()
 	}
 }
 
@@ -595,6 +608,5 @@ func (s *server) finish() {
 	s.conn.Close()
 	delete(s.p.servers, s)
 	s.p.pools.Closed(s.p.now(), s.pb)
-	s.p.armTick()
 	s.p.stopIfEmpty()
 }
