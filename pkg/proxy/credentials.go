@@ -436,8 +436,14 @@ func (p *Proxy) verifierOf(user, stored string, then func(v scram.Verifier, ok b
 	case stored == "" || isMD5(stored):
 		then(scram.MockVerifier(p.mock, user, iterations), false)
 	case isVerifier(stored):
+		if d, ok := p.derived[user]; ok && d.secret == stored {
+			then(d.verifier, true)
+			return
+		}
 		v, err := scram.ParseVerifier(stored)
-		if err != nil {
+		if err == nil {
+			p.derived[user] = derivedVerifier{stored, v}
+		} else {
 			p.log.Error("user list has a broken SCRAM verifier", "user", user, "error", err)
 			v = scram.MockVerifier(p.mock, user, iterations)
 		}

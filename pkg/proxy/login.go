@@ -55,6 +55,7 @@ type login struct {
 	known          bool // user and database exist
 	askedEncrypted int
 	scram          *scram.Server
+	final          []byte // the last SASL message, until the welcome
 	proof          *proof
 }
 
@@ -192,11 +193,12 @@ func (c *client) loginParameters(m pgwire.Startup) error {
 		}
 		fromOptions = nil
 	}
+	var want []pgwire.Parameter
 	for i, kv := range append(fromOptions, m.Parameters...) {
 		name, ok := c.p.tracked.Canonical(kv.Name)
 		switch {
 		case ok && kv.Value != "":
-			c.login.want = c.login.want.With(name, kv.Value)
+			want = append(want, pgwire.Parameter{Name: name, Value: kv.Value})
 		case ok, c.ignored(kv.Name):
 		case i < len(fromOptions):
 			if c.ignored("options") {
@@ -207,6 +209,7 @@ func (c *client) loginParameters(m pgwire.Startup) error {
 			return fmt.Errorf("unsupported startup parameter: %s", clipName(kv.Name))
 		}
 	}
+	c.login.want = session.MakeParams(want)
 	return nil
 }
 
@@ -326,7 +329,8 @@ func (c *client) loginProof(body []byte) error {
 	case err != nil:
 		return err
 	}
-	c.write(pgwire.AppendAuth(nil, pgwire.AuthSASLFinal, reply))
+	// It goes out with the welcome, in one write.
+	c.login.final = pgwire.AppendAuth(nil, pgwire.AuthSASLFinal, reply)
 	c.loginProved()
 	return nil
 }
@@ -387,19 +391,11 @@ func (c *client) welcomed() {
 func (c *client) welcome() {
 	l := c.login
 	c.p.loop.Unset(&l.timer)
-	params := c.pooled.welcome.Over(l.want).All()
-	size := 64 // of the other messages; a lent buffer must not grow
-	for _, kv := range params {
-		size += pgwire.HeaderSize + len(kv.Name) + len(kv.Value) + 2
-	}
-	out := c.p.loop.Buffers.Lend(size)
-	out = pgwire.AppendAuth(out, pgwire.AuthOK, nil)
-	for _, kv := range params {
-		out = pgwire.AppendParameterStatus(out, kv.Name, kv.Value)
-		if name, ok := c.p.tracked.Canonical(kv.Name); ok {
-			c.params = c.params.With(name, kv.Value)
-		}
-	}
+	g := c.pooled.greet(l.want, c.p.tracked)
+	c.params = g.tracked
+	out := c.p.loop.Buffers.Lend(len(l.final) + len(g.packets) + 64) // a lent buffer must not grow
+	out = append(out, l.final...)
+	out = append(out, g.packets...)
 	c.key = c.p.newKey(c)
 	out = pgwire.AppendBackendKey(out, binary.BigEndian.Uint32(c.key[:4]), c.key[4:])
 	out = pgwire.AppendReady(out, pgwire.StatusIdle)

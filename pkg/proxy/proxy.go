@@ -77,6 +77,7 @@ type pooled struct {
 	// welcome is what clients are told at login: the parameters of the first server connection, kept up to date.
 	welcome     session.Params
 	haveWelcome bool
+	greeting    greeting
 	// refusal is the server's last word to a login that failed for good.
 	refusal *LoginError
 	counts  PoolCounters

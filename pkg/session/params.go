@@ -48,11 +48,7 @@ type Params struct {
 
 // MakeParams builds a set; of a name given twice the last value counts.
 func MakeParams(list []pgwire.Parameter) Params {
-	var p Params
-	for _, kv := range list {
-		p = p.With(kv.Name, kv.Value)
-	}
-	return p
+	return Params{}.overlaid(list)
 }
 
 func (p Params) encoded() string {
@@ -89,19 +85,37 @@ func (p Params) Get(name string) (string, bool) {
 
 // With returns the set with one value changed or added. NUL cannot occur: it ends strings on the wire.
 func (p Params) With(name, value string) Params {
+	return p.overlaid([]pgwire.Parameter{{Name: name, Value: value}})
+}
+
+// Over returns p with every value of top laid over it.
+func (p Params) Over(top Params) Params { return p.overlaid(top.All()) }
+
+// overlaid returns p with the values of top, the last of each name. The set is made once: that is the costly part.
+func (p Params) overlaid(top []pgwire.Parameter) Params {
 	list := p.All()
-	i := sort.Search(len(list), func(i int) bool { return list[i].Name >= name })
-	if i < len(list) && list[i].Name == name {
-		if list[i].Value == value {
-			return p
+	changed := false
+	for _, kv := range top {
+		i, found := slices.BinarySearchFunc(list, kv.Name, func(e pgwire.Parameter, name string) int { return strings.Compare(e.Name, name) })
+		switch {
+		case !found:
+			list = slices.Insert(list, i, kv)
+		case list[i].Value != kv.Value:
+			list[i].Value = kv.Value
+		default:
+			continue
 		}
-		list[i].Value = value
-	} else {
-		list = append(list, pgwire.Parameter{})
-		copy(list[i+1:], list[i:])
-		list[i] = pgwire.Parameter{Name: name, Value: value}
+		changed = true
+	}
+	if !changed {
+		return p
+	}
+	size := 0
+	for _, kv := range list {
+		size += len(kv.Name) + len(kv.Value) + 2
 	}
 	var b strings.Builder
+	b.Grow(size)
 	for _, kv := range list {
 		b.WriteString(kv.Name)
 		b.WriteByte(0)
@@ -109,14 +123,6 @@ func (p Params) With(name, value string) Params {
 		b.WriteByte(0)
 	}
 	return Params{unique.Make(b.String())}
-}
-
-// Over returns p with every value of top laid over it.
-func (p Params) Over(top Params) Params {
-	for _, kv := range top.All() {
-		p = p.With(kv.Name, kv.Value)
-	}
-	return p
 }
 
 // Missing lists what want has and p has not, or otherwise; values that differ in case alone are equal, as the server
