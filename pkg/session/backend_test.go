@@ -39,10 +39,20 @@ type message struct {
 	sql   []statement // of a Query several; of Parse, Bind, Describe and Execute one
 	fails bool        // it is wrong in itself: a syntax error, a missing statement, a bad row
 	part  bool        // Execute: not all rows; Describe: a statement and not a portal
+	ours  bool        // said in place of a client that has left
 }
 
-// answer is what a backend sends; typ 0 says that it waits for a message.
+// answer is what a backend sends. It stays in the backend's buffer up to a message that flushes it, or flushed.
 type answer struct{ typ, status byte }
+
+const (
+	waits   = 0 // no answer: the backend waits for a message
+	flushed = 1 // no answer: the backend has seen Flush
+)
+
+func (a answer) flushes() bool {
+	return a.typ == pgwire.ReadyForQuery || a.typ == pgwire.ErrorResponse || a.typ == pgwire.CopyInResponse || a.typ == flushed
+}
 
 // backend is the server's end of a connection after the login. Input may be appended to at any time.
 type backend struct {
@@ -50,10 +60,13 @@ type backend struct {
 
 	block    byte // the transaction block's state as ReadyForQuery tells it
 	doomed   bool // a deferred constraint is broken
+	changed  bool // something has been done that is not committed
+	stolen   bool // something was committed by a message that is not the client's
 	ignoring bool // ignore_till_sync
 	extended bool // doing_extended_query_message
 	batch    bool // an extended-query message was executed and neither Sync nor a simple query after it
 	copying  bool // within CopyFrom
+	ours     bool // the message being worked off is not the client's
 	dead     bool // FATAL
 
 	yield func(answer) bool
@@ -87,12 +100,13 @@ func (b *backend) say(typ byte) {
 
 func (b *backend) read() message {
 	for len(b.input) == 0 {
-		if !b.yield(answer{}) {
+		if !b.yield(answer{typ: waits}) {
 			panic(gone{})
 		}
 	}
 	m := b.input[0]
 	b.input = b.input[1:]
+	b.ours = m.ours
 	return m
 }
 
@@ -145,7 +159,7 @@ func (b *backend) try(f func()) (ok bool) {
 		if b.block != pgwire.StatusIdle {
 			b.block = pgwire.StatusFailed
 		}
-		b.doomed = false
+		b.doomed, b.changed = false, false
 		if b.dead {
 			b.say(pgwire.ErrorResponse) // FATAL: protocol synchronization was lost
 		}
@@ -207,8 +221,10 @@ func (b *backend) command(m message) bool {
 			b.fail()
 		}
 		b.say(pgwire.CloseComplete)
-	case pgwire.Flush, pgwire.CopyData, pgwire.CopyDone, pgwire.CopyFail:
-		// Nothing; the latter from a client that has not seen yet that its COPY failed.
+	case pgwire.Flush:
+		b.say(flushed)
+	case pgwire.CopyData, pgwire.CopyDone, pgwire.CopyFail:
+		// Nothing: they are from a client that has not seen yet that its COPY failed.
 	}
 	return false
 }
@@ -265,14 +281,13 @@ func (b *backend) runStatement(s statement) {
 		b.fail()
 	case s == begin:
 		b.block = pgwire.StatusInTx
+	case s == change:
+		b.changed = true
 	case s == commit:
-		failed := b.doomed
-		b.block, b.doomed = pgwire.StatusIdle, false
-		if failed {
-			b.fail()
-		}
+		b.block = pgwire.StatusIdle
+		b.finish()
 	case s == rollback:
-		b.block, b.doomed = pgwire.StatusIdle, false
+		b.block, b.doomed, b.changed = pgwire.StatusIdle, false, false
 	case s == late:
 		b.doomed = true
 	case s == copyTo:
@@ -306,7 +321,7 @@ func (b *backend) copyFrom(s statement) {
 			if s == copyLate {
 				b.fail()
 			}
-			b.copying = false
+			b.copying, b.changed = false, true
 			return
 		default:
 			b.dead = true
@@ -317,10 +332,14 @@ func (b *backend) copyFrom(s statement) {
 
 // finish is finish_xact_command: outside of a transaction block it commits.
 func (b *backend) finish() {
-	if b.block == pgwire.StatusIdle && b.doomed {
-		b.doomed = false
+	if b.block != pgwire.StatusIdle {
+		return
+	}
+	if b.doomed {
 		b.fail()
 	}
+	b.stolen = b.stolen || b.changed && b.ours
+	b.changed = false
 }
 
 // idle: nothing is open. What has been answered and delivered is not the backend's to know.

@@ -125,19 +125,51 @@ func (p Params) overlaid(top []pgwire.Parameter) Params {
 	return Params{unique.Make(b.String())}
 }
 
-// Missing lists what want has and p has not, or otherwise; values that differ in case alone are equal, as the server
-// may spell them its own way.
+// Missing lists what want has and p has not, or otherwise.
 func (p Params) Missing(want Params) []pgwire.Parameter {
 	if p == want {
 		return nil
 	}
 	var list []pgwire.Parameter
 	for _, kv := range want.All() {
-		if have, ok := p.Get(kv.Name); !ok || !strings.EqualFold(have, kv.Value) {
+		if have, ok := p.Get(kv.Name); !ok || have != kv.Value {
 			list = append(list, kv)
 		}
 	}
 	return list
+}
+
+// Surplus lists the names that p has and want has not.
+func (p Params) Surplus(want Params) []string {
+	if p == want {
+		return nil
+	}
+	var names []string
+	for _, kv := range p.All() {
+		if _, ok := want.Get(kv.Name); !ok {
+			names = append(names, kv.Name)
+		}
+	}
+	return names
+}
+
+// Without returns the set without some names.
+func (p Params) Without(names []string) Params {
+	if len(names) == 0 {
+		return p
+	}
+	return MakeParams(slices.DeleteFunc(p.All(), func(kv pgwire.Parameter) bool { return slices.Contains(names, kv.Name) }))
+}
+
+// ResetStatements renders SQL that takes parameters back to what a new session begins with.
+func ResetStatements(names []string) string {
+	var b strings.Builder
+	for _, name := range names {
+		b.WriteString("RESET ")
+		b.WriteString(quoteIdent(name))
+		b.WriteByte(';')
+	}
+	return b.String()
 }
 
 // SetStatements renders SQL that sets the parameters: values are quoted as literals whatever they contain.

@@ -62,7 +62,7 @@ func TestMissingIsWhatMustBeSet(t *testing.T) {
 		"all":                        {set(), set("a", "1", "b", "2"), set("a", "1", "b", "2")},
 		"more than is wanted":        {set("a", "1", "b", "2"), set("b", "2"), set()},
 		"another value":              {set("a", "1", "b", "2"), set("a", "1", "b", "3"), set("b", "3")},
-		"a value in another case":    {set("TimeZone", "Europe/Berlin"), set("TimeZone", "europe/berlin"), set()},
+		"a value in another case":    {set("a", "x"), set("a", "X"), set("a", "X")},
 		"an empty value":             {set("a", "1"), set("a", ""), set("a", "")},
 		"an empty one for none":      {set(), set("a", ""), set("a", "")},
 		"a value that is a name":     {set("a", "b", "b", "a"), set("b", "b"), set("b", "b")},
@@ -117,13 +117,17 @@ func TestParamsBehaveAsAMap(t *testing.T) {
 			missing := to.p.Missing(other.p)
 			for _, kv := range other.p.All() {
 				have, ok := to.m[kv.Name]
-				if slices.Contains(missing, kv) == (ok && strings.EqualFold(have, kv.Value)) {
+				if slices.Contains(missing, kv) == (ok && have == kv.Value) {
 					t.Fatalf("%v misses %v of %v", to.m, missing, other.m)
 				}
 			}
 			// What is missing is all that is needed.
 			if still := to.p.Over(MakeParams(missing)).Missing(other.p); len(still) > 0 {
 				t.Fatalf("%v with %v still misses %v", to.m, missing, still)
+			}
+			// And what is too much is all that must go.
+			if got := to.p.Over(MakeParams(missing)).Without(to.p.Surplus(other.p)); got != other.p {
+				t.Fatalf("%v became %v on the way to %v", to.m, got.All(), other.m)
 			}
 		}
 		if pairs = append(pairs, to); len(pairs) > 10 {
@@ -170,8 +174,11 @@ func TestSetStatementsQuote(t *testing.T) {
 	if got, want := SetStatements(two), `SET "a" TO '1';SET "b" TO '2';`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if got := SetStatements(nil); got != "" {
+	if got := SetStatements(nil) + ResetStatements(nil); got != "" {
 		t.Errorf("nothing is set by %q", got)
+	}
+	if got, want := ResetStatements([]string{"search_path", `my.se"t`}), `RESET "search_path";RESET "my"."se""t";`; got != want {
+		t.Errorf("got %s, want %s", got, want)
 	}
 }
 

@@ -100,6 +100,7 @@ func TestTheTwinAnswersAsPostgreSQLDoes(t *testing.T) {
 	if err := server.Exec(t.Context(), twinSchema); err != nil {
 		t.Fatal(err)
 	}
+	seen := map[string]bool{}
 	for seed := range uint64(20) {
 		traffic := newTraffic(rand.New(rand.NewPCG(seed, 2)))
 		var messages []message
@@ -110,10 +111,13 @@ func TestTheTwinAnswersAsPostgreSQLDoes(t *testing.T) {
 		twin := &backend{input: slices.Clone(messages)}
 		resume, stop := twin.start()
 		var want []string
-		for a, alive := resume(); alive && a.typ != 0; a, alive = resume() {
+		for a, alive := resume(); alive && a.typ != waits; a, alive = resume() {
 			want = keep(want, a)
 		}
 		stop()
+		for _, a := range want {
+			seen[a] = true
+		}
 		got := converse(t, server, messages)
 		if slices.Equal(got, want) {
 			continue
@@ -125,12 +129,22 @@ func TestTheTwinAnswersAsPostgreSQLDoes(t *testing.T) {
 		t.Fatalf("seed %d: answer %d: PostgreSQL goes on with\n%s\nand the twin with\n%s\nafter\n%s", seed, i,
 			strings.Join(got[i:min(i+5, len(got))], "\n"), strings.Join(want[i:min(i+5, len(want))], "\n"), describeTo(messages, i))
 	}
+	for _, typ := range "123tTnCIsEGHcV" {
+		if a := received(answer{typ: byte(typ)}); !seen[a] {
+			t.Errorf("no traffic led to %s", a)
+		}
+	}
+	for _, status := range "ITE" {
+		if a := received(answer{pgwire.ReadyForQuery, byte(status)}); !seen[a] {
+			t.Errorf("no traffic led to %s", a)
+		}
+	}
 }
 
 // keep leaves out what says nothing about the protocol's state: how many rows there are, and warnings.
 func keep(list []string, a answer) []string {
 	switch a.typ {
-	case pgwire.DataRow, pgwire.CopyData, pgwire.NoticeResponse:
+	case pgwire.DataRow, pgwire.CopyData, pgwire.NoticeResponse, flushed:
 		return list
 	}
 	return append(list, received(a))
@@ -203,7 +217,7 @@ func describeTo(messages []message, n int) string {
 		}
 		lines = append(lines, line)
 		twin.input = append(twin.input, m)
-		for a, alive := resume(); alive && a.typ != 0; a, alive = resume() {
+		for a, alive := resume(); alive && a.typ != waits; a, alive = resume() {
 			before := len(answers)
 			if answers = keep(answers, a); len(answers) > before {
 				lines = append(lines, "    "+received(a))

@@ -3,6 +3,7 @@ package session
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,6 +17,7 @@ type run struct {
 	twin    *backend
 	resume  func() (answer, bool)
 	waiting bool     // the twin waits for a message, and there is none
+	buffer  []answer // said and not flushed
 	wire    []answer // said and not yet received
 	log     []string
 	copies  bool // a COPY FROM STDIN has begun and is not complete
@@ -39,19 +41,28 @@ func (r *run) send(m message) error {
 	return nil
 }
 
+// asked is false for what may come at any time.
+func (a answer) asked() bool {
+	return a.typ != pgwire.NoticeResponse && a.typ != pgwire.NotificationResponse && a.typ != pgwire.ParameterStatus
+}
+
 // work has the twin go on up to its next answer, or until it waits.
 func (r *run) work() {
 	a, alive := r.resume()
-	switch {
-	case !alive || a.typ == 0:
+	if !alive || a.typ == waits {
 		r.waiting = true
-	default:
+		return
+	}
+	if a.typ != flushed {
 		if r.rng.IntN(20) == 0 {
-			// What may come at any time.
 			extra := []byte{pgwire.NoticeResponse, pgwire.NotificationResponse, pgwire.ParameterStatus}[r.rng.IntN(3)]
-			r.wire = append(r.wire, answer{typ: extra})
+			r.buffer = append(r.buffer, answer{typ: extra})
 		}
-		r.wire = append(r.wire, a)
+		r.buffer = append(r.buffer, a)
+	}
+	if a.flushes() || r.rng.IntN(20) == 0 { // a full buffer is written too
+		r.wire = append(r.wire, r.buffer...)
+		r.buffer = r.buffer[:0]
 	}
 }
 
@@ -78,6 +89,9 @@ func (r *run) receive() error {
 // check compares what the Link believes with what is true.
 func (r *run) check() error {
 	l := &r.link
+	if r.twin.stolen {
+		return fmt.Errorf("what the client left unfinished has been committed")
+	}
 	if l.swallowed > 0 {
 		r.seen.swallowed++
 	}
@@ -107,12 +121,18 @@ func (r *run) check() error {
 		}
 	}
 	if len(r.wire) > 0 {
-		if r.wire[len(r.wire)-1].typ != pgwire.NoticeResponse && l.Idle() {
+		if l.Idle() && slices.ContainsFunc(r.wire, answer.asked) {
 			return fmt.Errorf("idle, but %s is under way", received(r.wire[0]))
 		}
 		return nil
 	}
 	if !r.waiting {
+		return nil
+	}
+	if len(r.buffer) > 0 {
+		if !l.Busy() && l.doubt == 0 && slices.ContainsFunc(r.buffer, answer.asked) {
+			return fmt.Errorf("not busy, but %s is not flushed yet", received(r.buffer[0]))
+		}
 		return nil
 	}
 	// All is read, said and received: now the Link must know, unless it knows that it does not.
@@ -187,16 +207,16 @@ func (r *run) abandon() error {
 			return err
 		case SayCopyFail:
 			r.seen.copyFails++
-			err = r.send(message{typ: pgwire.CopyFail})
+			err = r.send(message{typ: pgwire.CopyFail, ours: true})
 		case SayFlush:
 			r.seen.flushes++
-			err = r.send(message{typ: pgwire.Flush})
+			err = r.send(message{typ: pgwire.Flush, ours: true})
 		case SaySync:
 			r.seen.syncs++
-			err = r.send(message{typ: pgwire.Sync})
+			err = r.send(message{typ: pgwire.Sync, ours: true})
 		case SayRollback:
 			r.seen.rollbacks++
-			err = r.send(message{typ: pgwire.Query, sql: []statement{rollback}})
+			err = r.send(message{typ: pgwire.Query, sql: []statement{rollback}, ours: true})
 		case Wait:
 			for len(r.wire) == 0 {
 				if r.waiting {
