@@ -236,7 +236,7 @@ func requestCancel(addr string, pid uint32, key []byte) error {
 	n, err := conn.Read(make([]byte, 1))
 	var timeout net.Error
 	if n > 0 || errors.As(err, &timeout) && timeout.Timeout() {
-		return fmt.Errorf("a cancel request was answered by %d bytes, %v", n, err)
+		return fmt.Errorf("a cancel request was answered by %d bytes: %w", n, err)
 	}
 	return nil
 }

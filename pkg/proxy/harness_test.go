@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
-	"net"
 	"net/netip"
 	"sync"
 	"testing"
@@ -139,17 +138,6 @@ func (p *pooler) connect(options ...func(*pgx.ConnConfig)) *pgx.Conn {
 		p.t.Fatalf("connect: %v", err)
 	}
 	p.t.Cleanup(func() { _ = c.Close(context.Background()) })
-	return c
-}
-
-// dial opens a bare connection.
-func (p *pooler) dial() net.Conn {
-	p.t.Helper()
-	c, err := net.Dial("tcp", p.Addr)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	p.t.Cleanup(func() { _ = c.Close() })
 	return c
 }
 

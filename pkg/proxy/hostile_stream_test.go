@@ -117,11 +117,11 @@ func stalled(t *testing.T, n *atomic.Int64) {
 			t.Fatalf("still going on after %v, at %d", patience, n.Load())
 		case <-time.After(100 * time.Millisecond):
 		}
-		if now := n.Load(); now == last {
+		now := n.Load()
+		if now == last {
 			return
-		} else {
-			last = now
 		}
+		last = now
 	}
 }
 

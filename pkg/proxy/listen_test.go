@@ -3,7 +3,6 @@ package proxy
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -24,7 +23,7 @@ func listening(t *testing.T, listeners ...Listener) (*Proxy, error) {
 	t.Helper()
 	set := testSettings("127.0.0.1", 1, nil)
 	set.Listeners = listeners
-	p, err := New(set, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	p, err := New(set, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
