@@ -14,6 +14,9 @@ type greeting struct {
 
 	packets []byte         // AuthenticationOk and ParameterStatus messages
 	tracked session.Params // what the client's session begins with
+	// unreported is a parameter the client asked for that this server does not report. It is not set: nobody would
+	// notice that the next client has another value.
+	unreported string
 }
 
 // greet words the welcome of a client that asked for want.
@@ -25,12 +28,20 @@ func (pl *pooled) greet(want session.Params, names *session.Tracked) *greeting {
 	*g = greeting{welcome: pl.welcome, want: want, names: names}
 	g.packets = pgwire.AppendAuth(nil, pgwire.AuthOK, nil)
 	var tracked []pgwire.Parameter
-	for _, kv := range pl.welcome.Over(want).All() {
-		g.packets = pgwire.AppendParameterStatus(g.packets, kv.Name, kv.Value)
+	for _, kv := range pl.welcome.All() {
 		if name, ok := names.Canonical(kv.Name); ok {
+			if v, asked := want.Get(name); asked {
+				kv.Value = v
+			}
 			tracked = append(tracked, pgwire.Parameter{Name: name, Value: kv.Value})
 		}
+		g.packets = pgwire.AppendParameterStatus(g.packets, kv.Name, kv.Value)
 	}
 	g.tracked = session.MakeParams(tracked)
+	for _, kv := range want.All() {
+		if _, reported := g.tracked.Get(kv.Name); !reported {
+			g.unreported = kv.Name
+		}
+	}
 	return g
 }
