@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"crypto/md5"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
@@ -21,9 +20,6 @@ const databaseMoved = "the database has moved during the login: connect again"
 
 // retryInterval is how soon a trial that found no permit or no server is looked at again.
 const retryInterval = 100 * time.Millisecond
-
-// maxDerivations bounds the keys derived at once outside the loop: each takes a processor for a millisecond or more.
-const maxDerivations = 2
 
 // credentialKey names a role of a database server.
 type credentialKey struct{ server, user string }
@@ -420,103 +416,6 @@ func (p *Proxy) dropProof(c *client) {
 		}
 		p.settle()
 	})
-}
-
-// derivedVerifier is the verifier of a plain secret in the user list, kept because making one takes milliseconds.
-type derivedVerifier struct {
-	secret   string
-	verifier scram.Verifier
-}
-
-// verifierOf finds the verifier that proves a user of the user list; ok is false, and the verifier cannot be proved, for
-// a user without one. then runs in the loop, perhaps at once.
-func (p *Proxy) verifierOf(user, stored string, then func(v scram.Verifier, ok bool)) {
-	iterations := p.set.ScramIterations
-	switch {
-	case stored == "" || isMD5(stored):
-		then(scram.MockVerifier(p.mock, user, iterations), false)
-	case isVerifier(stored):
-		if d, ok := p.derived[user]; ok && d.secret == stored {
-			then(d.verifier, true)
-			return
-		}
-		v, err := scram.ParseVerifier(stored)
-		if err == nil {
-			p.derived[user] = derivedVerifier{stored, v}
-		} else {
-			p.log.Error("user list has a broken SCRAM verifier", "user", user, "error", err)
-			v = scram.MockVerifier(p.mock, user, iterations)
-		}
-		then(v, err == nil)
-	default:
-		if d, ok := p.derived[user]; ok && d.secret == stored && d.verifier.Iterations == iterations {
-			then(d.verifier, true)
-			return
-		}
-		p.offload.run(p, func() any { return scram.NewVerifier(stored, randomBytes(16), iterations) }, func(v any) {
-			p.derived[user] = derivedVerifier{stored, v.(scram.Verifier)}
-			then(v.(scram.Verifier), true)
-		})
-	}
-}
-
-// matches compares a password in clear with a secret of the user list in any of its forms.
-func (p *Proxy) matches(user, stored, password string, then func(bool)) {
-	switch {
-	case stored == "":
-		then(false)
-	case isMD5(stored):
-		sum := md5.Sum([]byte(password + user))
-		then(equal("md5"+hex.EncodeToString(sum[:]), stored))
-	case isVerifier(stored):
-		v, err := scram.ParseVerifier(stored)
-		if err != nil {
-			then(false)
-			return
-		}
-		p.offload.run(p, func() any {
-			return scram.NewVerifier(password, v.Salt, v.Iterations).StoredKey == v.StoredKey
-		}, func(same any) { then(same.(bool)) })
-	default:
-		then(equal(password, stored))
-	}
-}
-
-// offload runs a few functions at a time outside the loop, the rest waits in order.
-type offload struct {
-	running int
-	waiting []func()
-}
-
-// run computes fn on a goroutine and hands its result to then in the loop.
-func (o *offload) run(p *Proxy, fn func() any, then func(any)) {
-	start := func() {
-		o.running++
-		p.work(func() {
-			v := fn()
-			p.loop.Post(func() {
-				o.running--
-				if len(o.waiting) > 0 {
-					next := o.waiting[0]
-					o.waiting = o.waiting[1:]
-					next()
-				}
-				then(v)
-				p.settle()
-			})
-		})
-	}
-	if o.running < maxDerivations {
-		start()
-	} else {
-		o.waiting = append(o.waiting, start)
-	}
-}
-
-func randomBytes(n int) []byte {
-	b := make([]byte, n)
-	_, _ = rand.Read(b) // it cannot fail: the runtime aborts instead
-	return b
 }
 
 // learn tells what to keep of a login that did not use SCRAM.
