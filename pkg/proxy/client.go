@@ -64,6 +64,7 @@ type client struct {
 	state    clientState
 	readable bool
 	hungUp   bool // the client has closed its side; reading to the end tells when everything has been read
+	held     bool // linked, but its request waits until its parameters are set
 	dead     bool // a write failed
 	isUnix   bool
 	index    int // in Proxy.clients
@@ -216,6 +217,7 @@ func (c *client) relay(buf []byte) (rest []byte) {
 			c.violation(buf[:off], err)
 			return nil
 		}
+		c.held = false
 		if c.asked == 0 {
 			c.asked = c.p.now()
 			c.pooled.counts.Queries++
@@ -274,15 +276,9 @@ func (c *client) attach(s *server) {
 	}
 	c.state = stateLinked
 	c.pooled.counts.Assignments++
-	if c.params == s.params {
-		return
+	if c.held = c.params != s.params; c.held {
+		s.adapt(c.params)
 	}
-	if diff := s.params.Missing(c.params); len(diff) > 0 {
-		s.run(taskParams, session.SetStatements(diff))
-		return
-	}
-	// Equal but for spelling: the server's is the canonical one.
-	c.params = s.params
 }
 
 // answered: nothing is outstanding.
@@ -442,7 +438,7 @@ func (c *client) abandon() {
 	if c.dead && s.task == taskNone && s.link.Busy() && s.cancels == 0 {
 		c.p.sendCancel(s)
 	}
-	partial := c.remain > 0
+	partial := c.remain > 0 || (s.task == taskParams && s.untold(c.params))
 	c.server, s.client = nil, nil
 	c.counted()
 	s.abandoned(partial)

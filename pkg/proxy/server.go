@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/pgberth/pgberth/pkg/eventloop"
 	"github.com/pgberth/pgberth/pkg/pgwire"
@@ -41,11 +42,12 @@ type server struct {
 	pooled *pooled
 	client *client
 
-	link   session.Link
-	params session.Params
-	task   task
-	failed *pgwire.ErrorFields // what the task's query met
-	fatal  bool                // it has told the client why it ends
+	link    session.Link
+	params  session.Params
+	reports session.Params // as they were at the login: what it does not report then it never reports
+	task    task
+	failed  *pgwire.ErrorFields // what the task's query met
+	fatal   bool                // it has told the client why it ends
 
 	in       []byte // lent; read, not yet handled
 	out      []byte // lent; not yet written, from outAt on
@@ -79,6 +81,7 @@ func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 			s.params = s.params.With(name, kv.Value)
 		}
 	}
+	s.reports = s.params
 	if err := p.loop.Add(&s.conn, d.fd, s); err != nil {
 		return nil, err
 	}
@@ -297,7 +300,7 @@ func (s *server) progress() {
 		}
 		return
 	}
-	if c.remain > 0 || !s.link.Settled() {
+	if c.held || c.remain > 0 || !s.link.Settled() {
 		return
 	}
 	c.answered()
@@ -375,6 +378,31 @@ func (s *server) run(t task, sql string) {
 	s.write(pgwire.AppendQuery(nil, sql))
 }
 
+// adapt sets the parameters of a client's session in which the connection differs.
+func (s *server) adapt(want session.Params) {
+	s.run(taskParams, session.SetStatements(s.params.Missing(want))+session.ResetStatements(s.params.Surplus(want)))
+}
+
+// unreported lists what is missing of want among the parameters that the server does not report.
+func (s *server) unreported(want session.Params) []pgwire.Parameter {
+	return slices.DeleteFunc(s.params.Missing(want), func(kv pgwire.Parameter) bool {
+		_, reported := s.reports.Get(kv.Name)
+		return reported
+	})
+}
+
+// untold: setting the parameters of want is not reported in full.
+func (s *server) untold(want session.Params) bool {
+	return len(s.unreported(want)) > 0 || len(s.params.Surplus(want)) > 0
+}
+
+// adapted: the parameters are set. What the server reports it has reported, in its own spelling, and the client keeps
+// that: its own would be set again each time. What it does not report is known from what was asked.
+func (s *server) adapted(c *client) {
+	s.params = s.params.Without(s.params.Surplus(c.params)).Over(session.MakeParams(s.unreported(c.params)))
+	c.params = s.params
+}
+
 // check runs the check query. A server that does not answer it in the time a login may take is not there.
 func (s *server) check(sql string) {
 	s.run(taskCheck, sql)
@@ -406,8 +434,7 @@ func (s *server) taskStep() {
 			return
 		}
 		if c != nil {
-			// The server's spelling is the canonical one; keeping ours would set it again each time.
-			c.params = c.params.Over(s.params)
+			s.adapted(c)
 			s.p.loop.Again(&c.conn)
 			if c.state == stateLeaving {
 				c.end("client close request")
