@@ -92,7 +92,7 @@ func (c *client) Ready(ev eventloop.Events) {
 	}
 	c.pump()
 	// A client that went away while it waits must not be given capacity, nor have its query run for nobody.
-	if c.hungUp && (c.state == stateWaiting || (c.state == stateLogin && c.login.busy)) {
+	if c.hungUp && (c.state == stateWaiting || c.held || (c.state == stateLogin && c.login.busy)) {
 		c.end("client unexpected eof")
 	}
 	c.p.settle()

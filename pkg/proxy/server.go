@@ -90,9 +90,8 @@ func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 	}
 	b.Ref = s
 	p.servers[s] = struct{}{}
-	if !pl.haveWelcome {
-		pl.welcome, pl.haveWelcome = d.welcome, true
-	}
+	// The newest connection knows the server's configuration best.
+	pl.welcome, pl.haveWelcome = d.welcome, true
 	p.log.Debug("server connection opened", "database", pl.route.Database, "user", pl.route.User, "server", d.remote, "server_pid", d.pid)
 	return s, nil
 }
