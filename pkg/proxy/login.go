@@ -393,10 +393,6 @@ func (c *client) welcome() {
 	c.p.loop.Unset(&l.timer)
 	g := c.pooled.greet(l.want, c.p.tracked)
 	c.params = g.tracked
-	if g.unreported != "" && !c.pooled.warned {
-		c.pooled.warned = true
-		c.log().Warn("startup parameter is tracked but not reported by the server, so it is not set", "parameter", g.unreported)
-	}
 	out := c.p.loop.Buffers.Lend(len(l.final) + len(g.packets) + 64) // a lent buffer must not grow
 	out = append(out, l.final...)
 	out = append(out, g.packets...)

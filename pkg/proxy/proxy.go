@@ -78,7 +78,6 @@ type pooled struct {
 	welcome     session.Params
 	haveWelcome bool
 	greeting    greeting
-	warned      bool // of a parameter that is not reported
 	// refusal is the server's last word to a login that failed for good.
 	refusal *LoginError
 	counts  PoolCounters

@@ -26,6 +26,17 @@ func TestATrialLeavesAPermitToThoseWhoHaveProvedTheirs(t *testing.T) {
 		a.ask("commit")
 		undoubted(t, a)
 	})
+	t.Run("the only one, which is idle", func(t *testing.T) {
+		p, v, _ := behindVault(t, func(s *Settings) { s.ClientLoginTimeout = 500 * time.Millisecond }, func(r *Route) { r.Pool.Size = 1 })
+		a := p.admitted(t, "app", "right")
+		if _, why := p.try(t, "app", "wrong"); why != "08P01 client_login_timeout (server down)" {
+			t.Errorf("got %q", why)
+		}
+		undoubted(t, a)
+		if s := p.state(); s.Pools[0].Stats.Opened != 1 || v.tried("wrong") != 0 {
+			t.Error("the only server connection was closed for it")
+		}
+	})
 	t.Run("one of two", func(t *testing.T) {
 		p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.Size = 2 })
 		v.hold = make(chan struct{})
@@ -93,25 +104,6 @@ func TestAWrongPasswordDoesNotFailThoseWhoWait(t *testing.T) {
 	a.until('Z')
 }
 
-func TestWrongPasswordsDoNotPutOffThePoolsOwnConnections(t *testing.T) {
-	p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.LoginRetry = time.Minute })
-	a, b := p.admitted(t, "app", "right"), p.admitted(t, "app", "right")
-	a.ask("begin")
-	for range 9 {
-		p.denied(t, "app", "wrong")
-		p.loop.Post(func() { // a second later
-			for _, cr := range p.creds {
-				cr.wrongAt -= wrongInterval
-			}
-		})
-	}
-	began := time.Now()
-	undoubted(t, b) // needs a server connection of its own
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("after %d wrong passwords a server connection took %v", v.tried("wrong"), took)
-	}
-}
-
 func TestMadeUpUsersLeaveNothingBehind(t *testing.T) {
 	p, _, _ := behindVault(t, nil, nil)
 	a := p.admitted(t, "app", "right")
@@ -164,4 +156,39 @@ func TestAClientThatLeavesDuringItsTrialLeavesTheTurnToTheNext(t *testing.T) {
 			t.Errorf("the password of one who has left was tried %d times", n)
 		}
 	})
+}
+
+func TestAConnectionThatAnotherSecretOpenedProvesNoPassword(t *testing.T) {
+	hold := make(chan struct{})
+	var first atomic.Bool
+	var wrong atomic.Int32
+	p, f := pooledFake(t, func(c *pgtest.FakeConn) {
+		c.Startup()
+		switch password := c.AskPassword(); {
+		case password == "right":
+			if !first.CompareAndSwap(false, true) {
+				<-hold // a login that takes its time
+			}
+			c.Welcome()
+			echoQueries(c)
+		case wrong.Add(1) == 1:
+			c.Error("FATAL", "57P03", "not now")
+		default:
+			c.Error("FATAL", "28P01", "no")
+		}
+	}, func(s *Settings, r *Route) {
+		s.Auth, s.PassthroughTTL = Passthrough, 50*time.Millisecond
+		passing(r, "app")
+		r.Pool.ServerIdleTimeout = 20 * time.Millisecond
+	})
+	a := p.admitted(t, "app", "right")
+	p.await("its server connection is gone", func(s Snapshot) bool { return s.Servers == 0 })
+	a.send(packet('Q', "select 7\x00"))
+	f.AwaitAccepted(t, 2) // held
+	_ = a.conn.Close()
+	p.await("the password is forgotten", func(Snapshot) bool { cr, known := p.remembered(t, "app"); return !known || !cr.proven })
+	b := p.raw(t).send(hello("user", "app", "database", "app"), packet('p', "wrong\x00"))
+	p.await("the wrong one waits in the queue", func(s Snapshot) bool { return s.Pools[0].Stats.Waiting == 1 })
+	close(hold)
+	b.refusedAfter("R", "28P01", `password authentication failed for user "app"`)
 }

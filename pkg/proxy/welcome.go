@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"slices"
+
 	"github.com/pgberth/pgberth/pkg/pgwire"
 	"github.com/pgberth/pgberth/pkg/session"
 )
@@ -14,9 +16,6 @@ type greeting struct {
 
 	packets []byte         // AuthenticationOk and ParameterStatus messages
 	tracked session.Params // what the client's session begins with
-	// unreported is a parameter the client asked for that this server does not report. It is not set: nobody would
-	// notice that the next client has another value.
-	unreported string
 }
 
 // greet words the welcome of a client that asked for want.
@@ -37,10 +36,11 @@ func (pl *pooled) greet(want session.Params, names *session.Tracked) *greeting {
 		}
 		g.packets = pgwire.AppendParameterStatus(g.packets, kv.Name, kv.Value)
 	}
-	g.tracked = session.MakeParams(tracked)
+	// Over what was asked for, which may be what this server does not report.
+	g.tracked = want.Over(session.MakeParams(tracked))
 	for _, kv := range want.All() {
-		if _, reported := g.tracked.Get(kv.Name); !reported {
-			g.unreported = kv.Name
+		if !slices.ContainsFunc(tracked, func(t pgwire.Parameter) bool { return t.Name == kv.Name }) {
+			g.packets = pgwire.AppendParameterStatus(g.packets, kv.Name, kv.Value)
 		}
 	}
 	return g
