@@ -50,9 +50,9 @@ func TestHostileMessagesAfterTheLogin(t *testing.T) {
 		kinds  string // of what comes before the refusal
 	}{
 		{"at once", nil, ""},
-		{"in a transaction", packet('Q', "begin; create temp table strays (x int)\x00"), ""},
+		{"in a transaction", packet('Q', "begin; create temp table attacked (x int)\x00"), ""},
 		{"in a batch", append(packet('P', "\x00select 1\x00\x00\x00"), packet('B', "\x00\x00\x00\x00\x00\x00\x00\x00")...), ""},
-		{"in COPY", packet('Q', "begin; create temp table strays (x int); copy strays from stdin\x00"), ""},
+		{"in COPY", packet('Q', "begin; create temp table attacked (x int); copy attacked from stdin\x00"), ""},
 	}
 	for _, c := range cases {
 		for _, state := range states {
@@ -77,7 +77,7 @@ func TestHostileMessagesAfterTheLogin(t *testing.T) {
 	if st := p.state(); st.Servers > 2 || st.Pools[0].Stats.Opened > 2 {
 		t.Errorf("%d server connections were opened for attacks that cost a ROLLBACK each", st.Pools[0].Stats.Opened)
 	}
-	if got := bystander.must("select count(*) from pg_class where relname = 'strays'"); got != "0" {
+	if got := bystander.must("select count(*) from pg_class where relname = 'attacked'"); got != "0" {
 		t.Errorf("%s tables of aborted transactions are left", got)
 	}
 }
