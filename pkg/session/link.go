@@ -114,7 +114,7 @@ func (l *Link) Sent(typ byte) error {
 		switch {
 		case l.copy == copyIn:
 			l.copy = copyEnding
-		case l.head < len(l.queue) && !l.skipping:
+		case l.Busy():
 			l.push(reqCopyEnd)
 		}
 	default:
@@ -291,7 +291,6 @@ func (l *Link) copying(typ byte) error {
 	if !l.Busy() || (l.queue[l.head] != reqExecute && l.queue[l.head] != reqQuery) {
 		return l.unexpected(typ)
 	}
-	l.certain()
 	switch typ {
 	case pgwire.CopyOutResponse:
 		return nil

@@ -58,6 +58,9 @@ func TestASteadyPipelineAllocatesNothing(t *testing.T) {
 		if n := testing.AllocsPerRun(3*depth, func() { exchange(&l, "Q", "CZ") }); n != 0 {
 			t.Errorf("%d in flight: %v allocations for each more", depth, n)
 		}
+		if cap(l.queue) > max(16, 4*depth) {
+			t.Errorf("%d in flight: there is room for %d", depth, cap(l.queue))
+		}
 		if got := l.Outstanding(); got != depth {
 			t.Errorf("%d in flight are counted as %d", depth, got)
 		}

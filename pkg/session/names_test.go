@@ -61,10 +61,10 @@ var stepNames = map[Step]string{
 func state(l *Link) string {
 	name := "open"
 	switch {
-	case l.Lost():
-		name = "lost"
 	case l.Idle():
 		name = "idle"
+	case l.Lost():
+		name = "lost"
 	case l.Doubtful():
 		name = "doubtful"
 	case l.Busy():

@@ -197,15 +197,23 @@ func TestPostgreSQLReadsQuotedValuesAsTheyAre(t *testing.T) {
 		}
 		values = append(values, b.String())
 	}
+	if err := server.Exec(t.Context(), "create database quoting"); err != nil {
+		t.Fatal(err)
+	}
 	for _, conforming := range []string{"on", "off"} {
 		for _, guard := range []string{"on", "off", "safe_encoding"} {
+			// Before the session: a query is read as a whole, with the settings from before it.
+			for _, setting := range []string{"standard_conforming_strings = " + conforming, "backslash_quote = " + guard, "escape_string_warning = off"} {
+				if err := server.Exec(t.Context(), "alter database quoting set "+setting); err != nil {
+					t.Fatal(err)
+				}
+			}
 			var sql strings.Builder
-			sql.WriteString("set standard_conforming_strings to " + conforming + "; set backslash_quote to " + guard + "; set escape_string_warning to off;")
 			for _, v := range values {
 				sql.WriteString(SetStatements([]pgwire.Parameter{{Name: "my.setting", Value: v}}))
 				sql.WriteString("select current_setting('my.setting');")
 			}
-			rows, err := server.Query(t.Context(), sql.String())
+			rows, err := server.QueryIn(t.Context(), "quoting", sql.String())
 			if err != nil {
 				t.Fatal(err)
 			}

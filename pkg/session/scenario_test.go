@@ -69,7 +69,7 @@ func replay(text string, seen map[string]bool) (string, error) {
 	)
 	l.Reset()
 	leave := func() error {
-		for {
+		for range 10 {
 			step := l.Abandon()
 			name, says := strings.CutPrefix(stepNames[step], "say ")
 			if !says {
@@ -85,6 +85,7 @@ func replay(text string, seen map[string]bool) (string, error) {
 				return err
 			}
 		}
+		return fmt.Errorf("what to say in place of the client does not end:\n%s", out.String())
 	}
 	for i, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
 		if strings.HasPrefix(line, "  ") {

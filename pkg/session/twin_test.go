@@ -196,6 +196,9 @@ func (r *run) abandon() error {
 		var err error
 		switch step {
 		case Done:
+			if !r.link.Idle() {
+				return fmt.Errorf("done, but not idle")
+			}
 			return r.check()
 		case GiveUp:
 			r.seen.gaveUp++
