@@ -147,11 +147,10 @@ func TestStoppingASessionPoolWithAQueue(t *testing.T) {
 			for range 6 {
 				clients = append(clients, p.call())
 			}
-			// Those that came last hold what the others wait for.
-			for i := range size {
-				undisturbed(t, clients[len(clients)-1-i])
-			}
-			for _, c := range clients[:len(clients)-size] {
+			// The first and the last hold what the others wait for.
+			undisturbed(t, clients[0])
+			undisturbed(t, clients[len(clients)-1])
+			for _, c := range clients[1 : len(clients)-1] {
 				c.send(&pgproto3.Query{String: "select 1"})
 			}
 			p.await("the others wait", func(s Snapshot) bool { return s.Pools[0].Stats.Waiting == len(clients)-size })
