@@ -21,18 +21,21 @@ const (
 	soon  = 100 * time.Millisecond
 )
 
-// counted is a PostgreSQL whose connections to the database "counted" are watched.
+// counted is a database whose connections are watched.
 type counted struct {
 	*pgtest.Server
-	t    *testing.T
-	most atomic.Int64 // connections at once, since it was last set
+	t        *testing.T
+	database string
+	most     atomic.Int64 // connections at once, since it was last set
 }
 
-// watched starts a server and a goroutine that counts its connections all the time.
-func watched(t *testing.T, o pgtest.Options) *counted {
+var countedDatabases atomic.Int64
+
+// watched makes a database and a goroutine that counts its connections all the time.
+func watched(t *testing.T) *counted {
 	t.Helper()
-	c := &counted{Server: pgtest.Start(t, o), t: t}
-	if err := c.Exec(t.Context(), "create database counted"); err != nil {
+	c := &counted{Server: pgtest.Shared(t), t: t, database: fmt.Sprint("counted", countedDatabases.Add(1))}
+	if err := c.Exec(t.Context(), "create database "+c.database); err != nil {
 		t.Fatal(err)
 	}
 	observer := callAt(t, c.Addr(), "database", pgtest.Database)
@@ -47,10 +50,7 @@ func watched(t *testing.T, o pgtest.Options) *counted {
 				return
 			case <-ticks.C:
 			}
-			r := observer.ask("select count(*) from pg_stat_activity where datname = 'counted'")
-			if r.status == 0 {
-				return // the server was stopped
-			}
+			r := observer.ask("select count(*) from pg_stat_activity where datname = '" + c.database + "'")
 			if n, _ := strconv.ParseInt(r.value(0), 10, 64); n > c.most.Load() {
 				c.most.Store(n)
 			}
@@ -63,7 +63,7 @@ func watched(t *testing.T, o pgtest.Options) *counted {
 // proxy starts one before the counted database.
 func (c *counted) proxy(edit func(*Route)) *pooler {
 	return startProxy(c.t, testSettings(c.Host, c.Port, func(r *Route) {
-		r.DBName = "counted"
+		r.DBName = c.database
 		if edit != nil {
 			edit(r)
 		}
@@ -75,7 +75,7 @@ func (c *counted) name() string { return fmt.Sprintf("%s:%d", c.Host, c.Port) }
 // awaitConnections waits until exactly n are open, as the server sees it.
 func (c *counted) awaitConnections(n int) {
 	c.t.Helper()
-	awaitTrue(c.t, c.Server, fmt.Sprintf("select count(*) = %d from pg_stat_activity where datname = 'counted'", n))
+	awaitTrue(c.t, c.Server, fmt.Sprintf("select count(*) = %d from pg_stat_activity where datname = '%s'", n, c.database))
 }
 
 // transactions opens n of them at once and returns their clients.
@@ -98,7 +98,7 @@ func terminated(c *caller) {
 }
 
 func TestShrinkingClosesIdleConnectionsFirstAndBusyOnesWhenTheirTransactionEnds(t *testing.T) {
-	s := watched(t, pgtest.Options{})
+	s := watched(t)
 	p := s.proxy(func(r *Route) { r.Pool.Size = 8 })
 	clients := p.transactions(8)
 	for _, c := range clients[:3] {
@@ -127,7 +127,7 @@ func TestShrinkingClosesIdleConnectionsFirstAndBusyOnesWhenTheirTransactionEnds(
 }
 
 func TestAtTheDeadlineQueriesAreCancelledAndTheSlotsAreFree(t *testing.T) {
-	s := watched(t, pgtest.Options{})
+	s := watched(t)
 	p := s.proxy(nil)
 	idle, failed, copying, waiting := p.call(), p.call(), p.call(), p.call()
 	idle.must("begin")
@@ -163,7 +163,7 @@ func TestAtTheDeadlineQueriesAreCancelledAndTheSlotsAreFree(t *testing.T) {
 }
 
 func TestGrowingServesWaitersAtOnce(t *testing.T) {
-	s := watched(t, pgtest.Options{})
+	s := watched(t)
 	p := s.proxy(func(r *Route) { r.Pool.Size = 10 })
 	p.call()
 	p.SetCapacity(s.name(), 0, soon)
@@ -194,10 +194,10 @@ func TestGrowingServesWaitersAtOnce(t *testing.T) {
 }
 
 func TestAnIdleConnectionOfAnotherPoolGivesWay(t *testing.T) {
-	s := watched(t, pgtest.Options{})
+	s := watched(t)
 	const pools, allowed = 5, 2
 	for i := range pools {
-		if err := s.Exec(t.Context(), fmt.Sprintf("create role r%d login superuser", i)); err != nil {
+		if err := s.Exec(t.Context(), fmt.Sprintf("drop role if exists r%d; create role r%d login superuser", i, i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -212,7 +212,7 @@ func TestAnIdleConnectionOfAnotherPoolGivesWay(t *testing.T) {
 			set := testSettings(s.Host, s.Port, nil)
 			set.Route = func(database, user string) (Route, bool) {
 				r, _ := testRoute(s.Host, s.Port, nil)("shared", user)
-				r.DBName = "counted"
+				r.DBName = s.database
 				limit(&r, database, user)
 				return r, true
 			}
@@ -224,10 +224,8 @@ func TestAnIdleConnectionOfAnotherPoolGivesWay(t *testing.T) {
 			for i := range clients {
 				clients[i] = callAt(t, p.Addr, "database", fmt.Sprintf("d%d", i), "user", fmt.Sprintf("r%d", i))
 			}
-			for range 2 {
-				for _, c := range clients {
-					c.must("select 1")
-				}
+			for _, c := range clients {
+				c.must("select 1")
 			}
 			if n := len(p.state().Pools); n != pools {
 				t.Fatalf("there are %d pools, want %d", n, pools)
@@ -260,11 +258,11 @@ func TestAnIdleConnectionOfAnotherPoolGivesWay(t *testing.T) {
 }
 
 func TestSessionsAreEndedLast(t *testing.T) {
-	s := watched(t, pgtest.Options{})
+	s := watched(t)
 	set := testSettings(s.Host, s.Port, nil)
 	set.Route = func(database, user string) (Route, bool) {
 		r, _ := testRoute(s.Host, s.Port, nil)(database, user)
-		r.DBName = "counted"
+		r.DBName = s.database
 		if database == "sessions" {
 			r.Pool.Mode, r.ResetQuery, r.Pool.Reset = pool.Session, "DISCARD ALL", true
 		}
@@ -286,11 +284,11 @@ func TestSessionsAreEndedLast(t *testing.T) {
 
 // Everything at once: two pools under load, a capacity that changes all the time, and a server that counts.
 func TestTheServerNeverSeesMoreConnectionsThanTheCapacity(t *testing.T) {
-	s := watched(t, pgtest.Options{})
+	s := watched(t)
 	set := testSettings(s.Host, s.Port, nil)
 	set.Route = func(database, user string) (Route, bool) {
 		r, _ := testRoute(s.Host, s.Port, nil)(database, user)
-		r.DBName, r.Pool.Size, r.Pool.MaxConnecting = "counted", 6, 3
+		r.DBName, r.Pool.Size, r.Pool.MaxConnecting = s.database, 6, 3
 		return r, true
 	}
 	p := startProxy(t, set)

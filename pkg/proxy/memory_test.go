@@ -171,7 +171,7 @@ func TestARelayedTransactionAllocatesNothing(t *testing.T) {
 							}
 						}
 					}
-					const warm, many = 400, 2000
+					const warm, many = 200, 1000
 					work(warm)
 					var before, after runtime.MemStats
 					runtime.ReadMemStats(&before)
