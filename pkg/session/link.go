@@ -230,18 +230,23 @@ func (l *Link) ready(status byte) error {
 	switch {
 	case l.Busy() && l.queue[l.head] == reqSync:
 		l.pop()
-	case l.doubt > 0 || l.lost:
-		// A Sync that was not swallowed after all; so the server does not skip any more.
-		l.doubt = max(0, l.doubt-1)
-		if l.skipping {
-			l.skipping, l.unsynced = false, false
-		}
+	case l.doubt > 0:
+		// A Sync that was not swallowed after all.
+		l.doubt--
 	case l.Busy() && l.queue[l.head].ends():
 		l.pop()
 		l.doubt, l.laterDoubt = l.laterDoubt, 0
+	case l.lost:
+		// As good a guess as any: what stands before it was skipped.
+		for ended := false; l.Busy() && !ended; l.pop() {
+			ended = l.queue[l.head].ends()
+		}
 	default:
 		// Nobody asked, or an answer is missing.
 		return l.unexpected(pgwire.ReadyForQuery)
+	}
+	if l.skipping {
+		l.skipping, l.unsynced = false, false // as was not known before: it had seen a Sync
 	}
 	l.status = status
 	l.copyOver()

@@ -63,6 +63,8 @@ func state(l *Link) string {
 	switch {
 	case l.Idle():
 		name = "idle"
+	case l.Lost() && l.Settled():
+		name = "lost, all answered"
 	case l.Lost():
 		name = "lost"
 	case l.Doubtful():
