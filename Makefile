@@ -1,8 +1,8 @@
 # `make` prints what can be done. Every variable can be overridden: make fuzz FUZZTIME=2m
 
 GO       ?= go
-# Packages compiled and tested at once; the tests start servers, so more is not always faster.
-JOBS     ?= 2
+# Packages tested at once. The tests start servers that use all processors, and some expect an answer in time.
+JOBS     ?= 1
 # What `make lint` and `make vuln` look at.
 PKGS     ?= ./...
 # Extra flags for every go test: make test-unit TEST_FLAGS='-run Frames -v'
