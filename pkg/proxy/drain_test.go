@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -53,7 +54,7 @@ func TestADrainKeepsServingUntilTheLastClientHasLeft(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	s := pgtest.Shared(t)
 	ctx := context.Background()
-	if err := s.Exec(ctx, "create table drained (x int)"); err != nil {
+	if err := s.Exec(ctx, "drop table if exists drained; create table drained (x int)"); err != nil {
 		t.Fatal(err)
 	}
 	p := pooledPostgres(t, nil)
@@ -82,12 +83,17 @@ func TestADrainKeepsServingUntilTheLastClientHasLeft(t *testing.T) {
 
 func TestWhoIsLeftAtTheDrainLimitIsTold(t *testing.T) {
 	pgtest.CheckLeaks(t)
-	s := pgtest.Start(t, pgtest.Options{})
+	s := pgtest.Shared(t)
 	ctx := context.Background()
-	if err := s.Exec(ctx, "create table drained (x int)"); err != nil {
+	for _, sql := range []string{"drop database if exists drained with (force)", "create database drained"} {
+		if err := s.Exec(ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.QueryIn(ctx, "drained", "create table drained (x int)"); err != nil {
 		t.Fatal(err)
 	}
-	p := startProxy(t, testSettings(s.Host, s.Port, func(r *Route) { r.Pool.Size = 2 }))
+	p := startProxy(t, testSettings(s.Host, s.Port, func(r *Route) { r.Pool.Size, r.DBName = 2, "drained" }))
 	idle, open, running, waiting := p.call(), p.call(), p.call(), p.call()
 	open.must("begin; insert into drained values (1)")
 	running.send(&pgproto3.Query{String: "begin; insert into drained values (2); select pg_sleep(3600)"})
@@ -109,14 +115,14 @@ func TestWhoIsLeftAtTheDrainLimitIsTold(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(backends) == 0 {
+		if !slices.ContainsFunc(backends, func(b pgtest.Backend) bool { return b.Database == "drained" }) {
 			break
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("left behind on the server: %+v", backends)
 		}
 	}
-	rows, err := s.Query(ctx, "select count(*) from drained")
+	rows, err := s.QueryIn(ctx, "drained", "select count(*) from drained")
 	if err != nil || rows[0][0] != "0" {
 		t.Errorf("transactions that were cut off have left %v rows, %v", rows, err)
 	}

@@ -276,10 +276,12 @@ func TestHostileAnswersEndTheirConnection(t *testing.T) {
 			same.until('Z')
 			r := p.raw(t).send(hello("user", "app", "database", name))
 			r.until('Z')
+			violations := p.state().Counters.ServerViolations
 			r.send(packet('Q', "attack\x00"))
 			switch a.want {
-			case "": // the answer is whole; the rest is noticed when nobody is linked
+			case "": // the answer is whole; what follows must find nobody who could take it for his
 				r.until('Z')
+				p.await("it was noticed", func(s Snapshot) bool { return s.Counters.ServerViolations > violations })
 			case "cut":
 				cutShort(t, r)
 			default:

@@ -73,9 +73,9 @@ func TestEndlessAnswersStreamInBoundedMemory(t *testing.T) {
 			r := p.raw(t).login()
 			before := heap()
 			r.send(packet('Q', "flood\x00"))
-			amount := int64(32 << 20)
+			amount := int64(8 << 20)
 			if name == "notices" || name == "parameters" {
-				amount = 2 << 20
+				amount = 1 << 20
 			}
 			for got, looked := int64(0), int64(0); got < amount; {
 				n, err := r.conn.Read(make([]byte, 256<<10))
@@ -140,7 +140,7 @@ func TestAServerThatStopsReadingHoldsUpItsClientOnly(t *testing.T) {
 	bystander := p.raw(t).login()
 	r := p.raw(t).login()
 	_ = r.conn.SetDeadline(time.Now().Add(4 * patience))
-	const size = 32 << 20
+	const size = 24 << 20
 	r.send(packet('Q', "stop\x00"))
 	var sent atomic.Int64
 	done := make(chan struct{})
@@ -178,7 +178,7 @@ func TestAServerThatStopsReadingHoldsUpItsClientOnly(t *testing.T) {
 func TestOneClientsParametersAreNotToldToTheNext(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	a := p.call()
-	a.must("create role reduced; set session authorization reduced")
+	a.must("drop role if exists reduced; create role reduced; set session authorization reduced")
 	defer a.must("reset session authorization; drop role reduced")
 	if a.params["is_superuser"] != "off" || a.params["session_authorization"] != "reduced" {
 		t.Fatalf("the server did not report the change: %v", a.params)
@@ -307,7 +307,7 @@ func TestClientsThatHangUpAtAnyByteHurtNobodyElse(t *testing.T) {
 	bystander := p.raw(t).send(hello("user", "app"), packet('p', "secret\x00"))
 	bystander.until('Z')
 
-	if err := s.Exec(context.Background(), "create table hangups (x int)"); err != nil {
+	if err := s.Exec(context.Background(), "drop table if exists hangups; create table hangups (x int)"); err != nil {
 		t.Fatal(err)
 	}
 	login := []piece{{0, untyped(codeSSL, "")}, {'N', hello("user", "app", "application_name", "me")}, {'R', packet('p', "secret\x00")}}

@@ -124,7 +124,7 @@ func TestOnlyOneHoldsTheLockOfASocket(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			for range 3000 {
+			for range 1500 {
 				l := &listener{}
 				if l.lockUnix(path) != nil {
 					continue

@@ -394,7 +394,7 @@ func TestServersAreLoggedIntoTheirWay(t *testing.T) {
 	for _, auth := range []pgtest.Auth{pgtest.Cleartext, pgtest.MD5, pgtest.SCRAM} {
 		t.Run(string(auth), func(t *testing.T) {
 			t.Parallel()
-			s := pgtest.Start(t, pgtest.Options{Auth: auth})
+			s := serverAsking(t, auth, "", "")
 			p := startProxy(t, testSettings(s.Host, s.Port, nil))
 			undisturbed(t, p.call())
 
@@ -446,6 +446,7 @@ func TestLimitsOnClientsAreNamed(t *testing.T) {
 }
 
 func TestTheFirstLoginWaitsForADatabaseThatIsAway(t *testing.T) {
+	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{})
 	s.Stop()
 	p := startProxy(t, testSettings(s.Host, s.Port, nil))
@@ -468,6 +469,7 @@ func TestTheFirstLoginWaitsForADatabaseThatIsAway(t *testing.T) {
 }
 
 func TestWaitsEndWithTheNameOfTheirTimeout(t *testing.T) {
+	t.Parallel()
 	silent := func(c *pgtest.FakeConn) { c.AwaitEnd() }
 	t.Run("query_wait_timeout during the login", func(t *testing.T) {
 		p, _ := pooledFake(t, silent, func(_ *Settings, r *Route) { r.Pool.QueryWaitTimeout = 100 * time.Millisecond })

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,15 +117,41 @@ func (p *pooler) remembered(t *testing.T, user string) (cr credential, known boo
 	return cr, known
 }
 
+// asking are servers that ask for passwords, by how. They end with the process, as pgtest.Shared does.
+var asking struct {
+	sync.Mutex
+	servers map[pgtest.Auth]*pgtest.Server
+}
+
+// serverAsking gives a server that asks for passwords, with a role named as the test likes.
+func serverAsking(t *testing.T, auth pgtest.Auth, role, password string) *pgtest.Server {
+	t.Helper()
+	asking.Lock()
+	defer asking.Unlock()
+	s := asking.servers[auth]
+	if s == nil {
+		var err error
+		if s, err = pgtest.Launch(context.Background(), pgtest.Options{Auth: auth}); err != nil {
+			t.Fatal(err)
+		}
+		if asking.servers == nil {
+			asking.servers = map[pgtest.Auth]*pgtest.Server{}
+		}
+		asking.servers[auth] = s
+	}
+	if role != "" {
+		if err := s.Exec(context.Background(), fmt.Sprintf("drop role if exists %s; create role %s login password '%s'", role, role, password)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
 func TestPassthroughHasTheServerProveThePassword(t *testing.T) {
 	for _, auth := range []pgtest.Auth{pgtest.SCRAM, pgtest.MD5, pgtest.Cleartext} {
 		t.Run(string(auth), func(t *testing.T) {
 			t.Parallel()
-			s := pgtest.Start(t, pgtest.Options{Auth: auth})
-			ctx := context.Background()
-			if err := s.Exec(ctx, "create role app login password 'first-secret'"); err != nil {
-				t.Fatal(err)
-			}
+			s := serverAsking(t, auth, "app", "first-secret")
 			p := startProxy(t, passthroughSettings(s.Host, s.Port, nil))
 
 			p.denied(t, "app", "wrong-secret")
@@ -152,7 +179,7 @@ func TestPassthroughHasTheServerProveThePassword(t *testing.T) {
 			}
 
 			// A password changed on the server works at once, and from then on no other.
-			if err := s.Exec(ctx, "alter role app password 'second-secret'"); err != nil {
+			if err := s.Exec(context.Background(), "alter role app password 'second-secret'"); err != nil {
 				t.Fatal(err)
 			}
 			second := p.admitted(t, "app", "second-secret")
@@ -171,8 +198,6 @@ func TestPassthroughHasTheServerProveThePassword(t *testing.T) {
 				t.Error("no further server connection was opened")
 			}
 
-			s.Stop()
-			p.admitted(t, "app", "second-secret") // a known password needs no server
 			for _, secret := range []string{"first-secret", "second-secret", "wrong-secret", "other-secret"} {
 				if strings.Contains(p.logs.String(), secret) {
 					t.Errorf("%s is in the log", secret)
@@ -251,6 +276,7 @@ func behindVault(t *testing.T, edit func(*Settings), route func(*Route)) (*poole
 }
 
 func TestWrongPasswordsReachTheServerOnceASecond(t *testing.T) {
+	t.Parallel()
 	p, v, _ := behindVault(t, nil, nil)
 	var wg sync.WaitGroup
 	for i := range 3 {
@@ -274,6 +300,7 @@ func TestWrongPasswordsReachTheServerOnceASecond(t *testing.T) {
 }
 
 func TestTheRightPasswordGetsInBesideAWrongOne(t *testing.T) {
+	t.Parallel()
 	for _, order := range []string{"the wrong one first", "the right one first"} {
 		t.Run(order, func(t *testing.T) {
 			p, v, _ := behindVault(t, nil, nil)
@@ -298,6 +325,7 @@ func TestTheRightPasswordGetsInBesideAWrongOne(t *testing.T) {
 }
 
 func TestManyFirstClientsNeedOneTrial(t *testing.T) {
+	t.Parallel()
 	p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.Size = 50 })
 	var wg sync.WaitGroup
 	for range 20 {
@@ -310,6 +338,7 @@ func TestManyFirstClientsNeedOneTrial(t *testing.T) {
 }
 
 func TestAnIdleServerConnectionProvesNoPassword(t *testing.T) {
+	t.Parallel()
 	t.Run("after the password was refused", func(t *testing.T) {
 		p, v, _ := behindVault(t, nil, nil)
 		a := p.admitted(t, "app", "right")
@@ -343,6 +372,7 @@ func TestAnIdleServerConnectionProvesNoPassword(t *testing.T) {
 }
 
 func TestAPasswordIsTriedAgainAfterItsTimeToLiveButServesItsClients(t *testing.T) {
+	t.Parallel()
 	const ttl = 50 * time.Millisecond
 	p, v, _ := behindVault(t, func(s *Settings) { s.PassthroughTTL = ttl }, func(r *Route) { r.Pool.ServerIdleTimeout = 2 * ttl })
 	a := p.admitted(t, "app", "right")
@@ -364,6 +394,7 @@ func TestAPasswordIsTriedAgainAfterItsTimeToLiveButServesItsClients(t *testing.T
 }
 
 func TestARefusedPasswordIsForgottenWithItsText(t *testing.T) {
+	t.Parallel()
 	p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.ServerIdleTimeout = 20 * time.Millisecond })
 	a := p.admitted(t, "app", "right")
 	v.change("new")
@@ -378,26 +409,24 @@ func TestARefusedPasswordIsForgottenWithItsText(t *testing.T) {
 }
 
 func TestAPasswordSetAnewIsFoundOutByItsSalt(t *testing.T) {
-	s := pgtest.Start(t, pgtest.Options{Auth: pgtest.SCRAM})
-	ctx := context.Background()
-	if err := s.Exec(ctx, "create role app login password 'right'"); err != nil {
-		t.Fatal(err)
-	}
+	t.Parallel()
+	s := serverAsking(t, pgtest.SCRAM, "anew", "right")
 	p := startProxy(t, passthroughSettings(s.Host, s.Port, func(r *Route) { r.Pool.ServerIdleTimeout = 20 * time.Millisecond }))
-	a := p.admitted(t, "app", "right")
+	a := p.admitted(t, "anew", "right")
 	p.await("no server connection is left", func(s Snapshot) bool { return s.Servers == 0 })
-	if err := s.Exec(ctx, "alter role app password 'right'"); err != nil { // the same, but keys of the old salt do not fit
+	if err := s.Exec(context.Background(), "alter role anew password 'right'"); err != nil { // the same, but keys of the old salt do not fit
 		t.Fatal(err)
 	}
 	if got := a.ask("select 7"); got != "28P01 server login failed: the password was set anew on the server" {
 		t.Errorf("got %q", got)
 	}
-	if got := p.admitted(t, "app", "right").ask("select 7"); got != "7" {
+	if got := p.admitted(t, "anew", "right").ask("select 7"); got != "7" {
 		t.Errorf("got %q", got)
 	}
 }
 
 func TestPassthroughComparesWithAConfiguredPassword(t *testing.T) {
+	t.Parallel()
 	p, _, f := behindVault(t, nil, func(r *Route) { r.User, r.Password = "forced", "right" })
 	p.denied(t, "app", "wrong")
 	if n := f.Accepted(); n != 0 {
@@ -432,19 +461,20 @@ func TestPassthroughIsOnlyOfferedToLocalClients(t *testing.T) {
 }
 
 func TestPassthroughWaitsForAServerThatIsAway(t *testing.T) {
-	s := pgtest.Start(t, pgtest.Options{Auth: pgtest.SCRAM})
-	ctx := context.Background()
-	if err := s.Exec(ctx, "create role app login password 'right'"); err != nil {
-		t.Fatal(err)
-	}
-	s.Stop()
-	wait := 20 * time.Second
-	p := startProxy(t, passthroughSettings(s.Host, s.Port, func(r *Route) { r.Pool.QueryWaitTimeout = wait; r.Pool.LoginRetry = 100 * time.Millisecond }))
+	t.Parallel()
+	var open atomic.Bool
+	v := &vault{password: "right"}
+	f := pgtest.NewFake(t, func(c *pgtest.FakeConn) {
+		if open.Load() {
+			v.serve(c)
+		}
+	})
+	p := startProxy(t, passthroughSettings("127.0.0.1", f.Port(), func(r *Route) { r.Pool.LoginRetry = 100 * time.Millisecond }))
 	done := make(chan struct{})
 	go func() { defer close(done); p.admitted(t, "app", "right") }()
-	p.await("the client waits", func(s Snapshot) bool { return s.Counters.DialFailures > 1 && s.Pools[0].Stats.Waiting == 1 })
-	if err := s.Restart(ctx); err != nil {
-		t.Fatal(err)
-	}
+	p.await("the client waits", func(s Snapshot) bool { return s.Counters.DialFailures > 2 && s.Pools[0].Stats.Waiting == 1 })
+	open.Store(true)
 	<-done
+	f.Close()
+	p.admitted(t, "app", "right") // a known password needs no server
 }

@@ -282,6 +282,7 @@ func TestAReloadDuringALoginDoesNotAdmitToARemovedDatabase(t *testing.T) {
 }
 
 func TestAPasswordProvedBeforeADatabaseMovesProvesNothingAfter(t *testing.T) {
+	t.Parallel()
 	v := &vault{password: "right", hold: make(chan struct{})}
 	old, fresh := pgtest.NewFake(t, func(c *pgtest.FakeConn) { c.Startup(); <-v.hold; c.Welcome(); echoQueries(c) }), pgtest.NewFake(t, v.serve)
 	p := startProxy(t, passthroughSettings("127.0.0.1", old.Port(), nil))
@@ -295,6 +296,7 @@ func TestAPasswordProvedBeforeADatabaseMovesProvesNothingAfter(t *testing.T) {
 }
 
 func TestAPasswordThatWaitsForADatabaseThatMovesIsNotTriedThere(t *testing.T) {
+	t.Parallel()
 	away := pgtest.NewFake(t, func(c *pgtest.FakeConn) { c.Startup(); c.Error("FATAL", "57P03", "starting up") })
 	v := &vault{password: "right"}
 	fresh := pgtest.NewFake(t, v.serve)

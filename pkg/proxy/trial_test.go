@@ -13,6 +13,7 @@ import (
 // What a passthrough password on trial may take from those who have proved theirs: nothing.
 
 func TestATrialLeavesAPermitToThoseWhoHaveProvedTheirs(t *testing.T) {
+	t.Parallel()
 	t.Run("the only one", func(t *testing.T) {
 		p, v, _ := behindVault(t, func(s *Settings) { s.ClientLoginTimeout = 500 * time.Millisecond }, func(r *Route) { r.Pool.Size = 1 })
 		a := p.admitted(t, "app", "right")
@@ -86,6 +87,7 @@ func undoubted(t *testing.T, r *raw) {
 }
 
 func TestAWrongPasswordDoesNotFailThoseWhoWait(t *testing.T) {
+	t.Parallel()
 	p, v, _ := behindVault(t, nil, func(r *Route) { r.Pool.Size = 2; r.Pool.ServerIdleTimeout = 20 * time.Millisecond })
 	a := p.admitted(t, "app", "right")
 	p.await("no server connection is left", func(s Snapshot) bool { return s.Servers == 0 })
@@ -105,6 +107,7 @@ func TestAWrongPasswordDoesNotFailThoseWhoWait(t *testing.T) {
 }
 
 func TestMadeUpUsersLeaveNothingBehind(t *testing.T) {
+	t.Parallel()
 	p, _, _ := behindVault(t, nil, nil)
 	a := p.admitted(t, "app", "right")
 	var wg sync.WaitGroup
@@ -122,7 +125,7 @@ func TestMadeUpUsersLeaveNothingBehind(t *testing.T) {
 }
 
 func TestAClientThatLeavesDuringItsTrialLeavesTheTurnToTheNext(t *testing.T) {
-	pgtest.CheckLeaks(t)
+	t.Parallel()
 	leave := func(t *testing.T, p *pooler, awaits func(Snapshot) bool) {
 		t.Helper()
 		r := p.raw(t).send(hello("user", "app", "database", "app"), packet('p', "wrong\x00"))
@@ -159,6 +162,7 @@ func TestAClientThatLeavesDuringItsTrialLeavesTheTurnToTheNext(t *testing.T) {
 }
 
 func TestAConnectionThatAnotherSecretOpenedProvesNoPassword(t *testing.T) {
+	t.Parallel()
 	hold := make(chan struct{})
 	var first atomic.Bool
 	var wrong atomic.Int32
