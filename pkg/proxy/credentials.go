@@ -95,7 +95,8 @@ func (p *Proxy) drop(cr *credential) {
 	}
 }
 
-// dropUnused forgets a pool that was made for a password on trial and never opened a server connection.
+// dropUnused forgets a pool that has no clients and never opened a server connection: it was made for a name that no
+// server knows.
 func (p *Proxy) dropUnused(pl *pooled) {
 	st, key := pl.pool.Stats(), pl.pool.Key()
 	if p.pooled[key] == pl && st.Opened == 0 && st.Clients+st.Opening+st.Closing == 0 {

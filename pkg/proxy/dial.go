@@ -58,6 +58,28 @@ type dialed struct {
 
 func (d *dialed) close() { _ = unix.Close(d.fd) }
 
+// LoginError is what a server answered to a login.
+type LoginError struct{ pgwire.ErrorFields }
+
+func (e *LoginError) Error() string {
+	return fmt.Sprintf("server refused the login: %s (SQLSTATE %s)", e.Message, e.Code)
+}
+
+// wrongPassword: the server knows another one, or none, for the role. False of nil.
+func (e *LoginError) wrongPassword() bool {
+	return e != nil && (e.Code == "28P01" || e.Code == "28000")
+}
+
+// permanent: waiting does not help. 53300 and 57P03 are the server's way to say later; a reply without SQLSTATE says
+// nothing.
+func (e *LoginError) permanent() bool {
+	switch e.Code {
+	case "", "53300", "57P03", "57P01", "57P02":
+		return false
+	}
+	return true
+}
+
 // dial connects and logs in. It blocks; ctx and the spec's timeout end it. Errors of the server are *LoginError.
 func dial(ctx context.Context, spec dialSpec) (*dialed, error) {
 	if spec.timeout > 0 {

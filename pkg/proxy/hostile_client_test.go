@@ -380,3 +380,46 @@ func TestAClientThatLeavesDuringItsLoginGivesItsPlaceBack(t *testing.T) {
 		p.await("it is gone", func(s Snapshot) bool { return s.Clients == 0 && s.Pools[0].Stats.Clients == 0 })
 	}
 }
+
+func TestMadeUpNamesDoNotPileUp(t *testing.T) {
+	p, _ := pooledFake(t, func(c *pgtest.FakeConn) {
+		if user := c.Startup()["user"]; user != "app" {
+			c.Error("FATAL", "28000", fmt.Sprintf("role %q does not exist", user))
+			return
+		}
+		c.Welcome()
+		echoQueries(c)
+	}, func(_ *Settings, r *Route) { r.Pool.LoginRetry = 100 * time.Millisecond })
+	route := p.set.Route
+	named := *p.set
+	named.Route = func(database, user string) (Route, bool) {
+		r, ok := route(database, user)
+		r.User = user
+		return r, ok
+	}
+	p.reloaded(t, &named)
+	a := p.raw(t).login()
+	for i := range manyPools + 50 {
+		user := fmt.Sprint("user", i)
+		p.raw(t).send(hello("user", user, "database", "app")).refused("28000", fmt.Sprintf("server login failed: role %q does not exist", user))
+	}
+	if n := len(p.state().Pools); n > manyPools {
+		t.Errorf("%d pools are remembered", n)
+	}
+	if got := a.ask("select 7"); got != "select 7" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestNamesCannotForgeLogLines(t *testing.T) {
+	p := plainProxy(t, Plain, func(s *Settings) { s.LogPoolerErrors = true })
+	const forged = "x\nlevel=ERROR msg=forged"
+	p.raw(t).send(hello("user", forged, "database", forged), packet('p', "wrong\x00")).
+		refusedAfter("R", "28P01", fmt.Sprintf("password authentication failed for user \"%s\"", forged))
+	p.raw(t).send(hello("user", "app", forged, "x")).refused("08P01", "unsupported startup parameter: "+forged)
+	for line := range strings.Lines(p.logs.String()) {
+		if strings.HasPrefix(line, "level=") {
+			t.Errorf("the log has the line %s", line)
+		}
+	}
+}

@@ -416,3 +416,25 @@ func TestManyHostileClientsAtOnce(t *testing.T) {
 	p.await("the pool is idle", func(s Snapshot) bool { return s.Pools[0].Stats.Idle == s.Servers })
 	undisturbed(t, bystander)
 }
+
+func TestEverythingMayComeInSingleBytes(t *testing.T) {
+	p, _ := pooledFake(t, func(c *pgtest.FakeConn) {
+		c.Drip(time.Microsecond)
+		c.Startup()
+		c.Welcome()
+		echoQueries(c)
+	}, func(s *Settings, _ *Route) { s.Auth, s.Users = Plain, map[string]string{"app": "secret"} })
+	r := p.raw(t).send(bytewise(untyped(codeSSL, ""))...)
+	if b := r.reply(); b != 'N' {
+		t.Fatalf("got %q", b)
+	}
+	r.send(bytewise(hello("user", "app", "application_name", "me"))...).until('R')
+	r.send(bytewise(packet('p', "secret\x00"))...).until('Z')
+	r.send(bytewise(packet('Q', "select 7\x00"))...)
+	if m := r.until('D'); string(m.body[6:]) != "select 7" {
+		t.Errorf("got %q", m.body)
+	}
+	r.until('Z')
+	r.send(bytewise(packet('X', ""))...).dropped()
+	p.quiet(t, 0)
+}

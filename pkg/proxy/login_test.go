@@ -424,6 +424,12 @@ func TestARouteSaysMoreToTheServer(t *testing.T) {
 	}
 }
 
+func TestAServerMayListenOnAUnixSocket(t *testing.T) {
+	s := pgtest.Shared(t)
+	p := startProxy(t, testSettings(s.SocketDir, s.Port, nil))
+	undisturbed(t, p.call())
+}
+
 func TestLimitsOnClientsAreNamed(t *testing.T) {
 	for name, c := range map[string]struct {
 		edit func(*Settings, *Route)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -447,7 +448,8 @@ func TestUnknownDatabasesLookLikeAWrongPassword(t *testing.T) {
 func TestPassthroughIsOnlyOfferedToLocalClients(t *testing.T) {
 	f := pgtest.NewFake(t, (&vault{password: "right"}).serve)
 	set := passthroughSettings("127.0.0.1", f.Port(), nil)
-	set.Listeners = []Listener{{TCP: netip.MustParseAddrPort("0.0.0.0:0"), Backlog: 10}}
+	socket := filepath.Join(t.TempDir(), "socket")
+	set.Listeners = []Listener{{TCP: netip.MustParseAddrPort("0.0.0.0:0"), Backlog: 10}, {Unix: socket, Mode: 0o700, Group: -1, Backlog: 10}}
 	p := startProxy(t, set)
 	_, port, err := net.SplitHostPort(p.Addr)
 	if err != nil {
@@ -458,6 +460,14 @@ func TestPassthroughIsOnlyOfferedToLocalClients(t *testing.T) {
 	if n := f.Accepted(); n != 0 {
 		t.Errorf("the server was asked %d times", n)
 	}
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := &raw{t, conn}
+	local.send(hello("user", "app", "database", "app"), packet('p', "right\x00")).until('Z')
+	undoubted(t, local)
+	_ = conn.Close()
 }
 
 func TestPassthroughWaitsForAServerThatIsAway(t *testing.T) {

@@ -13,7 +13,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -23,10 +22,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/pgberth/pgberth/pkg/eventloop"
-	"github.com/pgberth/pgberth/pkg/pgwire"
 	"github.com/pgberth/pgberth/pkg/pool"
 	"github.com/pgberth/pgberth/pkg/session"
 )
+
+// manyPools is how many pools there may be before those are forgotten that nobody uses and no server let in: trusted
+// clients may name any user, and any database where there is a template.
+const manyPools = 256
 
 // stopGrace is how long Run waits for server connections to end when it stops.
 const stopGrace = 2 * time.Second
@@ -287,6 +289,11 @@ func (p *Proxy) ensure(r Route) *pooled {
 	if pl := p.pooled[key]; pl != nil {
 		return pl
 	}
+	if len(p.pooled) >= manyPools {
+		for _, pl := range p.pooled {
+			p.dropUnused(pl)
+		}
+	}
 	p.setLimits(&r)
 	r.Pool.Server = r.server()
 	pl := &pooled{route: r}
@@ -471,26 +478,4 @@ func (p *Proxy) serve(b *pool.Backend, pl *pooled, sec secret, proof *proof, d *
 		return
 	}
 	p.pools.Opened(p.now(), b)
-}
-
-// LoginError is what a server answered to a login.
-type LoginError struct{ pgwire.ErrorFields }
-
-func (e *LoginError) Error() string {
-	return fmt.Sprintf("server refused the login: %s (SQLSTATE %s)", e.Message, e.Code)
-}
-
-// wrongPassword: the server knows another one, or none, for the role. False of nil.
-func (e *LoginError) wrongPassword() bool {
-	return e != nil && (e.Code == "28P01" || e.Code == "28000")
-}
-
-// permanent: waiting does not help. 53300 and 57P03 are the server's way to say later; a reply without SQLSTATE says
-// nothing.
-func (e *LoginError) permanent() bool {
-	switch e.Code {
-	case "", "53300", "57P03", "57P01", "57P02":
-		return false
-	}
-	return true
 }
