@@ -165,9 +165,11 @@ func TestABackendThatIsKilledUnderLoad(t *testing.T) {
 		for _, v := range victims {
 			if v.Application != "pgtest" {
 				// PostgreSQL ends all others too, since this one may have left anything behind.
+				before := c.lost.Load()
 				if err := syscall.Kill(v.PID, syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
+				p.await("transactions are lost", func(Snapshot) bool { return c.lost.Load() > before || t.Failed() })
 				break
 			}
 		}
