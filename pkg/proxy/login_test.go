@@ -478,15 +478,15 @@ func TestWaitsEndWithTheNameOfTheirTimeout(t *testing.T) {
 	t.Parallel()
 	silent := func(c *pgtest.FakeConn) { c.AwaitEnd() }
 	t.Run("query_wait_timeout during the login", func(t *testing.T) {
-		p, _ := pooledFake(t, silent, func(_ *Settings, r *Route) { r.Pool.QueryWaitTimeout = 100 * time.Millisecond })
-		p.raw(t).send(hello("user", "app")).refused("53300", "query_wait_timeout: no server connection became free within 100ms")
+		p, _ := pooledFake(t, silent, func(_ *Settings, r *Route) { r.Pool.QueryWaitTimeout = time.Second })
+		p.raw(t).send(hello("user", "app")).refused("53300", "query_wait_timeout: no server connection became free within 1s")
 		p.quiet(t, 0)
 	})
 	t.Run("query_wait_timeout of a query", func(t *testing.T) {
-		p, _ := pooledFake(t, echo, func(_ *Settings, r *Route) { r.Pool.Size, r.Pool.QueryWaitTimeout = 1, 100*time.Millisecond })
+		p, _ := pooledFake(t, echo, func(_ *Settings, r *Route) { r.Pool.Size, r.Pool.QueryWaitTimeout = 1, time.Second })
 		holder := p.raw(t).login()
 		holder.ask("begin")
-		p.raw(t).login().send(packet('Q', "select 7\x00")).refused("53300", "query_wait_timeout: no server connection became free within 100ms")
+		p.raw(t).login().send(packet('Q', "select 7\x00")).refused("53300", "query_wait_timeout: no server connection became free within 1s")
 		if got := holder.ask("select 7"); got != "select 7" {
 			t.Errorf("got %q", got)
 		}
