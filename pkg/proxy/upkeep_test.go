@@ -229,7 +229,7 @@ func TestAServerConnectionThatFailsItsResetIsNotUsedAgain(t *testing.T) {
 }
 
 func TestAClientWaitsNoLongerThanItMay(t *testing.T) {
-	p := pooledPostgres(t, func(r *Route) { r.Pool.Size, r.Pool.QueryWaitTimeout = 1, soon })
+	p := pooledPostgres(t, func(r *Route) { r.Pool.Size, r.Pool.QueryWaitTimeout = 1, 2*time.Second })
 	holder := p.transactions(1)[0]
 	emptyTable(t, pgtest.Shared(t), "overdue")
 	c := p.call()
