@@ -149,6 +149,16 @@ func BenchmarkALargeStartupPacket(b *testing.B) {
 	}
 }
 
+func TestCancelRequestsKeepTheirKeys(t *testing.T) {
+	for _, n := range []int{4, 5, 8, 32, MaxCancelKey} {
+		want := CancelRequest{PID: 7, Key: bytes.Repeat([]byte{byte(n)}, n)}
+		in := AppendCancel(nil, want.PID, want.Key)
+		if got, took, err := ReadFirst(in); err != nil || took != len(in) || !reflect.DeepEqual(got, First(want)) {
+			t.Errorf("a key of %d bytes: got %v, %d, %v", n, got, took, err)
+		}
+	}
+}
+
 func TestWhatIsReadIsACopy(t *testing.T) {
 	for _, in := range [][]byte{
 		AppendStartup(nil, []Parameter{{"user", "app"}, {"database", "shop"}, {"a", "b"}, {"_pq_.x", "1"}, {"options", "-c a=b"}}),
