@@ -64,15 +64,7 @@ func TestTheFreeListIsBounded(t *testing.T) {
 		for _, buf := range out {
 			b.Return(buf)
 		}
-		free := 0
-		for _, list := range b.free {
-			for _, buf := range list {
-				free += cap(buf)
-			}
-		}
-		if free != b.freeBytes || free > maxFreeBytes {
-			t.Errorf("%d bytes are kept and %d counted, allowed are %d", free, b.freeBytes, maxFreeBytes)
-		}
+		free := kept(t, &b)
 		if size == 1<<10 && free != maxFreeBytes {
 			t.Errorf("only %d bytes are kept", free)
 		}
@@ -80,6 +72,24 @@ func TestTheFreeListIsBounded(t *testing.T) {
 	if n, bytes := b.Lent(); n != 0 || bytes != 0 {
 		t.Errorf("%d buffers of %d bytes are out after all", n, bytes)
 	}
+	for range maxFreeBytes >> 10 {
+		b.Lend(1 << 10)
+		kept(t, &b)
+	}
+}
+
+// kept is how many bytes are on the free lists, which count and bound them.
+func kept(t *testing.T, b *Buffers) (free int) {
+	t.Helper()
+	for _, list := range b.free {
+		for _, buf := range list {
+			free += cap(buf)
+		}
+	}
+	if free != b.freeBytes || free > maxFreeBytes {
+		t.Errorf("%d bytes are kept and %d counted, allowed are %d", free, b.freeBytes, maxFreeBytes)
+	}
+	return free
 }
 
 // A buffer of another size than any that is lent is counted and not kept.

@@ -117,7 +117,6 @@ func (c *Conn) Close() {
 	}
 	if c.again {
 		c.loop.forget(c)
-		c.again = false
 	}
 	c.loop.conns[c.fd] = nil
 	_ = syscall.Close(c.fd)

@@ -56,9 +56,8 @@ type Loop struct {
 	woken   bool
 	stopped bool
 
-	taken    []func()
-	stop     bool
-	released bool
+	taken []func()
+	stop  bool
 }
 
 // New makes a loop. Close releases its descriptors; Run does it on return.
@@ -200,10 +199,6 @@ func (l *Loop) forget(c *Conn) {
 
 // release closes everything that is still registered.
 func (l *Loop) release() {
-	if l.released {
-		return
-	}
-	l.released = true
 	l.mu.Lock()
 	l.stopped = true
 	l.mu.Unlock()

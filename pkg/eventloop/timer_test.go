@@ -107,6 +107,27 @@ func TestTimersWakeAParkedLoop(t *testing.T) {
 	}
 }
 
+// What the runtime was told about a timer that has fired must not keep the loop awake.
+func TestALoopParksAfterItsLastTimer(t *testing.T) {
+	pgtest.CheckLeaks(t)
+	l := running(t)
+	var timer Timer
+	fired := make(chan struct{}, 1)
+	for range 3 {
+		on(t, l, func() { l.Set(&timer, l.Now()+time.Millisecond, func() { fired <- struct{}{} }) })
+		await(t, fired)
+		awaitParked(t)
+		turns := 0
+		on(t, l, func() { l.AtTurnEnd(func() { turns++ }) })
+		awaitParked(t)
+		on(t, l, func() {
+			if turns > 10 {
+				t.Errorf("%d turns with nothing to do", turns)
+			}
+		})
+	}
+}
+
 // An earlier deadline than needed is left armed: it must cost a turn and not a wrong call, nor keep the loop from parking.
 func TestALaterTimerDoesNotFireEarly(t *testing.T) {
 	pgtest.CheckLeaks(t)
