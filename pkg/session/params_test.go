@@ -197,8 +197,10 @@ func TestPostgreSQLReadsQuotedValuesAsTheyAre(t *testing.T) {
 		}
 		values = append(values, b.String())
 	}
-	if err := server.Exec(t.Context(), "create database quoting"); err != nil {
-		t.Fatal(err)
+	for _, sql := range []string{"drop database if exists quoting", "create database quoting"} {
+		if err := server.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, conforming := range []string{"on", "off"} {
 		for _, guard := range []string{"on", "off", "safe_encoding"} {

@@ -18,6 +18,7 @@ import (
 
 // In the schema twin every kind of statement can be done.
 const twinSchema = `
+drop schema if exists twin cascade;
 create schema twin;
 create table twin.plain (x int);
 create table twin.early (x int);
