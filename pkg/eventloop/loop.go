@@ -39,7 +39,7 @@ type Loop struct {
 	gen     uint32
 	again   []*Conn
 	running []*Conn // the list being worked off while again fills up
-	idle    []func()
+	turns   uint64
 
 	start  time.Time
 	now    time.Duration
@@ -109,9 +109,6 @@ func (l *Loop) Again(c *Conn) {
 	}
 }
 
-// AtTurnEnd registers fn to be called at the end of every turn that handled something. For batching; it must be cheap.
-func (l *Loop) AtTurnEnd(fn func()) { l.idle = append(l.idle, fn) }
-
 // Run works until Stop. The caller's handlers, timers and posted functions all run on this goroutine.
 func (l *Loop) Run() error {
 	defer l.release()
@@ -142,9 +139,7 @@ func (l *Loop) Run() error {
 		l.firing = true
 		l.timers.run(l.now)
 		l.firing = false
-		for _, fn := range l.idle {
-			fn()
-		}
+		l.turns++
 		if l.stop {
 			return nil
 		}

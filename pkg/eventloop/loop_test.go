@@ -174,26 +174,6 @@ func TestAParkedLoopIsWokenByReadiness(t *testing.T) {
 	}
 }
 
-func TestTurnsEndWithTheFunctionsForThat(t *testing.T) {
-	pgtest.CheckLeaks(t)
-	l := running(t)
-	var order []string
-	on(t, l, func() {
-		l.AtTurnEnd(func() { order = append(order, "end") })
-		l.AtTurnEnd(func() { order = append(order, "after it") })
-	})
-	var timer Timer
-	on(t, l, func() {
-		order = append(order[:0], "posted")
-		l.Set(&timer, l.Now(), func() { order = append(order, "timer") })
-	})
-	on(t, l, func() {
-		if want := []string{"posted", "timer", "end", "after it"}; !slices.Equal(order[:4], want) {
-			t.Errorf("order %q, want %q", order, want)
-		}
-	})
-}
-
 func TestALoopClosesWhatIsOpenWhenItEnds(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	l, err := New()
