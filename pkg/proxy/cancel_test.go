@@ -231,7 +231,8 @@ func TestAServerConnectionWithACancelRequestInDoubtServesNobodyElse(t *testing.T
 		if before == 0 {
 			want++
 		}
-		if n := f.Accepted(); n != want {
+		// When the client's own request has timed out before its answer cannot be written, the pooler cancels once more.
+		if n := f.Accepted(); n != want && (!leaves || n != want+1) {
 			t.Errorf("%d connections were made, want %d", n, want)
 		}
 	}
