@@ -75,7 +75,7 @@ func settings(cfg *config.Config) (*proxy.Settings, error) {
 		}
 		return route(cfg, r, checks), true
 	}
-	listeners, err := listeners(cfg.Listen)
+	listeners, err := listeners(cfg.Listen, cfg.TCP.DeferAccept)
 	if err != nil {
 		return nil, err
 	}
@@ -84,12 +84,17 @@ func settings(cfg *config.Config) (*proxy.Settings, error) {
 }
 
 func route(cfg *config.Config, r config.Route, checks bool) proxy.Route {
-	startup := map[string]string{}
-	for name, value := range map[string]string{
-		"client_encoding": r.Entry.ClientEncoding, "DateStyle": r.Entry.DateStyle, "TimeZone": r.Entry.TimeZone, "application_name": r.Entry.ApplicationName,
+	// Every login comes here, and most databases have none of these.
+	var startup map[string]string
+	for _, kv := range [...]struct{ name, value string }{
+		{"client_encoding", r.Entry.ClientEncoding}, {"DateStyle", r.Entry.DateStyle},
+		{"TimeZone", r.Entry.TimeZone}, {"application_name", r.Entry.ApplicationName},
 	} {
-		if value != "" {
-			startup[name] = value
+		if kv.value != "" {
+			if startup == nil {
+				startup = make(map[string]string)
+			}
+			startup[kv.name] = kv.value
 		}
 	}
 	return proxy.Route{
@@ -110,7 +115,7 @@ func route(cfg *config.Config, r config.Route, checks bool) proxy.Route {
 }
 
 // listeners resolves the addresses to listen on.
-func listeners(l config.Listen) ([]proxy.Listener, error) {
+func listeners(l config.Listen, hold time.Duration) ([]proxy.Listener, error) {
 	var out []proxy.Listener
 	for _, host := range l.Addrs {
 		addrs, err := addresses(host)
@@ -118,7 +123,7 @@ func listeners(l config.Listen) ([]proxy.Listener, error) {
 			return nil, err
 		}
 		for _, a := range addrs {
-			out = append(out, proxy.Listener{TCP: netip.AddrPortFrom(a, uint16(l.Port)), Backlog: l.Backlog})
+			out = append(out, proxy.Listener{TCP: netip.AddrPortFrom(a, uint16(l.Port)), Backlog: l.Backlog, Defer: hold})
 		}
 	}
 	if l.SocketDir != "" {

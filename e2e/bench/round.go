@@ -93,5 +93,11 @@ func (l *lab) round(ctx context.Context, s settings, round int, turn []string, r
 		return err
 	}
 	defer asking.stop()
+	// Logins are the question, not how soon a pool has opened its backends: PostgreSQL forks for tens of milliseconds each.
+	for _, target := range turn {
+		if _, err := l.storm(ctx, asking[target], time.Second); err != nil {
+			return fmt.Errorf("warming up %s: %w", target, err)
+		}
+	}
 	return measure(stormCase, turn, func(target string) (sample, error) { return l.storm(ctx, asking[target], s.duration) })
 }

@@ -13,10 +13,6 @@ const stormWorkers = 16
 
 // storm measures logins: connect, SCRAM-SHA-256, one query, disconnect.
 func (l *lab) storm(ctx context.Context, at instance, d time.Duration) (sample, error) {
-	// One login beforehand: the first waits for a backend.
-	if _, err := l.visit(ctx, at); err != nil {
-		return nil, err
-	}
 	var cost meter
 	if err := cost.start(at); err != nil {
 		return nil, err

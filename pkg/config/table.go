@@ -271,7 +271,7 @@ var globals = []setting[Config]{
 		doc: "PgBouncer's buffer size"},
 	{key: "sbuf_loopcnt", def: "5", traits: inert, field: func(c *Config) any { return &c.Session.BufferLoops },
 		doc: "PgBouncer's reads in a row from one socket"},
-	{key: "tcp_defer_accept", def: "1", traits: fixed | inert, limits: seconds, field: func(c *Config) any { return &c.TCP.DeferAccept },
+	{key: "tcp_defer_accept", def: "1", traits: fixed, limits: seconds, field: func(c *Config) any { return &c.TCP.DeferAccept },
 		doc: "let the kernel hold back connections until the client speaks"},
 	{key: "tcp_keepalive", def: "1", field: func(c *Config) any { return &c.TCP.Keepalive },
 		doc: "TCP keepalive"},

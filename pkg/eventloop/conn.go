@@ -3,6 +3,7 @@ package eventloop
 import (
 	"errors"
 	"io"
+	"net/netip"
 	"syscall"
 )
 
@@ -27,7 +28,7 @@ func (l *Loop) Add(c *Conn, fd int, h Handler) error {
 		l.conns = append(l.conns, nil)
 	}
 	if err := l.poll.add(fd, c.gen); err != nil {
-		_ = syscall.Close(fd)
+		closeFD(fd)
 		c.fd = -1
 		return err
 	}
@@ -45,6 +46,22 @@ func (c *Conn) FD() int {
 
 // Open reports whether the descriptor is registered.
 func (c *Conn) Open() bool { return c.loop != nil && c.fd >= 0 }
+
+// Accept takes a connection that waits at a listening socket; ErrWouldBlock when none does. The descriptor is in
+// non-blocking mode and the caller's. A peer on a Unix socket has no address: from is not valid then.
+func (c *Conn) Accept() (fd int, from netip.AddrPort, err error) {
+	if !c.Open() {
+		return -1, from, io.ErrClosedPipe
+	}
+	fd, from, errno := accept(c.fd)
+	switch errno {
+	case 0:
+		return fd, from, nil
+	case syscall.EAGAIN:
+		return -1, from, ErrWouldBlock
+	}
+	return -1, from, errno
+}
 
 // Read reads what is there: ErrWouldBlock when nothing is, io.EOF at the end.
 func (c *Conn) Read(p []byte) (int, error) {
@@ -119,6 +136,6 @@ func (c *Conn) Close() {
 		c.loop.forget(c)
 	}
 	c.loop.conns[c.fd] = nil
-	_ = syscall.Close(c.fd)
+	closeFD(c.fd)
 	c.fd = -1
 }

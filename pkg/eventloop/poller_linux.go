@@ -129,7 +129,7 @@ func (p *poller) event(i int) (fd int, gen uint32, ev Events) {
 // because a Unix socket reports it at every read of its peer.
 func (p *poller) add(fd int, gen uint32) error {
 	ev := epollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(fd), Pad: int32(gen)}
-	return unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, fd, &ev)
+	return p.control(unix.EPOLL_CTL_ADD, fd, &ev)
 }
 
 func (p *poller) wantWrite(fd int, gen uint32, on bool) error {
@@ -137,7 +137,14 @@ func (p *poller) wantWrite(fd int, gen uint32, on bool) error {
 	if on {
 		ev.Events |= unix.EPOLLOUT
 	}
-	return unix.EpollCtl(p.fd, unix.EPOLL_CTL_MOD, fd, &ev)
+	return p.control(unix.EPOLL_CTL_MOD, fd, &ev)
+}
+
+func (p *poller) control(op, fd int, ev *epollEvent) error {
+	if _, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(p.fd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(ev)), 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // one is what makes an eventfd readable; a variable, so that writing it allocates nothing.
@@ -148,7 +155,9 @@ func (p *poller) wake() {
 	_, _ = unix.Write(p.wakefd, one[:])
 }
 
-func (p *poller) drainWake() { _, _ = unix.Read(p.wakefd, p.drained[:]) }
+func (p *poller) drainWake() {
+	_, _, _ = syscall.RawSyscall(unix.SYS_READ, uintptr(p.wakefd), uintptr(unsafe.Pointer(&p.drained)), unsafe.Sizeof(p.drained))
+}
 
 func (p *poller) close() {
 	_ = p.file.Close()

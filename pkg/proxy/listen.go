@@ -74,6 +74,10 @@ func (l *listener) openTCP(spec Listener) (int, error) {
 		return -1, fmt.Errorf("cannot listen on %s: %w", spec.TCP, err)
 	}
 	l.addr = localAddr(fd, spec.TCP)
+	tuneAll(fd, l.p.set.KeepAlive)
+	if spec.Defer > 0 {
+		setPositive(fd, unix.TCP_DEFER_ACCEPT, int((spec.Defer+time.Second-1)/time.Second))
+	}
 	return fd, nil
 }
 
@@ -167,9 +171,9 @@ func (l *listener) close() {
 // Ready accepts what waits.
 func (l *listener) Ready(eventloop.Events) {
 	for range acceptsPerCall {
-		fd, sa, err := unix.Accept4(l.conn.FD(), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, from, err := l.conn.Accept()
 		switch {
-		case errors.Is(err, unix.EAGAIN):
+		case errors.Is(err, eventloop.ErrWouldBlock):
 			return
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
 			// Out of descriptors or memory: edge-triggered readiness will not come again for those that wait.
@@ -179,26 +183,18 @@ func (l *listener) Ready(eventloop.Events) {
 		case err != nil:
 			continue // a client that was gone before it was accepted
 		}
-		l.accepted(fd, sa)
+		l.accepted(fd, from)
 	}
 	l.p.loop.Again(&l.conn)
 }
 
-func (l *listener) accepted(fd int, sa unix.Sockaddr) {
+func (l *listener) accepted(fd int, from netip.AddrPort) {
 	p := l.p
 	p.nextID++
-	c := &client{p: p, id: p.nextID, since: p.loop.Now(), state: stateLogin, readable: true}
+	c := &client{p: p, id: p.nextID, since: p.loop.Now(), state: stateLogin, readable: true, addr: from, isUnix: l.unix != ""}
 	c.pc.Ref = c
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		c.addr = netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port))
-	case *unix.SockaddrInet6:
-		c.addr = netip.AddrPortFrom(netip.AddrFrom16(sa.Addr).Unmap(), uint16(sa.Port))
-	default:
-		c.isUnix = true
-	}
 	if !c.isUnix {
-		tune(fd, p.set.KeepAlive)
+		tuneRest(fd, p.set.KeepAlive)
 	}
 	if err := p.loop.Add(&c.conn, fd, c); err != nil {
 		p.log.Error("cannot watch client", "error", err)
@@ -223,11 +219,25 @@ func (p *Proxy) remove(c *client) {
 	}
 }
 
-// tune sets a TCP socket's options; what a kernel does not know is left out.
+// tune sets a TCP connection's options; what a kernel does not know is left out.
 func tune(fd int, ka KeepAlive) {
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	tuneAll(fd, ka)
+	tuneRest(fd, ka)
+}
+
+// tuneAll sets what a listener hands down to the connections it accepts, so that none needs a call of its own.
+func tuneAll(fd int, ka KeepAlive) {
+	on := 0
 	if ka.On {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+		on = 1
+	}
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, on)
+}
+
+// tuneRest sets what is only set where somebody asked for it. A listener could not go back to the system's own value.
+func tuneRest(fd int, ka KeepAlive) {
+	if ka.On {
 		setPositive(fd, unix.TCP_KEEPIDLE, int(ka.Idle/time.Second))
 		setPositive(fd, unix.TCP_KEEPINTVL, int(ka.Interval/time.Second))
 		setPositive(fd, unix.TCP_KEEPCNT, ka.Count)

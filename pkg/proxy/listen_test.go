@@ -14,6 +14,9 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/pgberth/pgberth/pkg/pgtest"
 )
@@ -193,5 +196,56 @@ func TestListeningFailsInOneSentenceAndLeavesNothingOpen(t *testing.T) {
 	}
 	if b, err := os.ReadFile(file); err != nil || string(b) != "precious" {
 		t.Errorf("a file was replaced by a socket: %q, %v", b, err)
+	}
+}
+
+func TestAcceptedConnectionsHaveTheSocketOptions(t *testing.T) {
+	f := pgtest.NewFake(t, echo)
+	set := func(ka KeepAlive) *Settings {
+		s := fakeSettings(f, nil)
+		s.KeepAlive = ka
+		return s
+	}
+	p := startProxy(t, set(KeepAlive{On: true, Idle: 33 * time.Second, UserTimeout: 44 * time.Second}))
+	// options are those of the connection that was accepted last.
+	options := func() (o struct{ noDelay, keepAlive, idle, userTimeout int }) {
+		p.raw(t).login()
+		done := make(chan struct{})
+		p.loop.Post(func() {
+			defer close(done)
+			fd := p.clients[len(p.clients)-1].conn.FD()
+			o.noDelay, _ = unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY)
+			o.keepAlive, _ = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE)
+			o.idle, _ = unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE)
+			o.userTimeout, _ = unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
+		})
+		<-done
+		return o
+	}
+	if o := options(); o.noDelay != 1 || o.keepAlive != 1 || o.idle != 33 || o.userTimeout != 44000 {
+		t.Errorf("the first client has %+v", o)
+	}
+	p.reloaded(t, set(KeepAlive{}))
+	if o := options(); o.noDelay != 1 || o.keepAlive != 0 || o.idle == 33 || o.userTimeout != 0 {
+		t.Errorf("after a reload that asks for nothing a client has %+v", o)
+	}
+	p.reloaded(t, set(KeepAlive{On: true}))
+	if o := options(); o.keepAlive != 1 {
+		t.Errorf("after a reload that asks for keepalive a client has %+v", o)
+	}
+}
+
+func TestTheKernelHoldsASilentConnectionBack(t *testing.T) {
+	f := pgtest.NewFake(t, echo)
+	s := fakeSettings(f, nil)
+	s.Listeners[0].Defer = 30 * time.Second
+	p := startProxy(t, s)
+	silent := p.raw(t)
+	p.raw(t).login() // came later
+	if n := p.state().Counters.Accepted; n != 1 {
+		t.Errorf("%d connections were accepted, one has spoken", n)
+	}
+	if got := silent.login().ask("select 7"); got != "select 7" {
+		t.Errorf("the one that was held back got %q", got)
 	}
 }

@@ -232,6 +232,11 @@ func (p *Proxy) Reload(set *Settings) {
 func (p *Proxy) reload(set *Settings) {
 	set.Listeners = p.set.Listeners
 	p.set = set
+	for _, l := range p.listeners {
+		if l.unix == "" && l.conn.Open() {
+			tuneAll(l.conn.FD(), set.KeepAlive)
+		}
+	}
 	p.tracked = session.NewTracked(set.Tracked)
 	now := p.now()
 	p.pools.SetLimit(now, pool.AllClients, "", set.MaxClients)

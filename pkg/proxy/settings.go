@@ -33,6 +33,9 @@ type Listener struct {
 	Mode    fs.FileMode    // of a Unix socket
 	Group   int            // of a Unix socket; -1 leaves it alone
 	Backlog int
+	// Defer is how long the kernel may hold a TCP connection back whose client says nothing, so that accepting it and
+	// reading its startup packet are one turn; 0 is not at all.
+	Defer time.Duration
 }
 
 // Route is everything that holds for a client that logged in as some user to some database.
