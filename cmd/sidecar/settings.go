@@ -53,6 +53,7 @@ func settings(cfg *config.Config) (*proxy.Settings, error) {
 		CancelWaitTimeout:    cfg.Timeouts.CancelWait,
 
 		MaxPacketSize: cfg.Session.MaxPacketSize,
+		MaxPrepared:   cfg.Session.MaxPreparedStatements,
 		KeepAlive: proxy.KeepAlive{
 			On: cfg.TCP.Keepalive, Idle: cfg.TCP.KeepaliveIdle, Interval: cfg.TCP.KeepaliveInterval, Count: cfg.TCP.KeepaliveCount,
 			UserTimeout: cfg.TCP.UserTimeout, SocketBuffer: cfg.TCP.SocketBuffer,

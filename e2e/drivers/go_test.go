@@ -16,23 +16,19 @@ import (
 	"github.com/pgberth/pgberth/pkg/pgtest"
 )
 
-// Modes of pgx that keep no prepared statement from one transaction to the next.
-var pooledModes = map[string]pgx.QueryExecMode{
+// execModes are all of pgx's: some keep prepared statements, or the unnamed one, from one transaction to the next.
+var execModes = map[string]pgx.QueryExecMode{
 	"simple protocol": pgx.QueryExecModeSimpleProtocol,
 	"exec":            pgx.QueryExecModeExec,
-}
-
-// Modes that do: they need a session of their own for now.
-var sessionModes = map[string]pgx.QueryExecMode{
 	"cache statement": pgx.QueryExecModeCacheStatement,
 	"cache describe":  pgx.QueryExecModeCacheDescribe,
 	"describe exec":   pgx.QueryExecModeDescribeExec,
 }
 
-func TestPgxWorksInTransactionMode(t *testing.T) {
+func TestPgxWorksInTransactionModeInEveryExecMode(t *testing.T) {
 	server := pgtest.Shared(t)
-	s := start(t, server, "default_pool_size: 4")
-	for name, mode := range pooledModes {
+	s := start(t, server, "default_pool_size: 4", "max_prepared_statements: 5")
+	for name, mode := range execModes {
 		t.Run(name, func(t *testing.T) { workWithPgx(t, s.url("postgres", "x"), mode) })
 	}
 }
@@ -40,10 +36,8 @@ func TestPgxWorksInTransactionMode(t *testing.T) {
 func TestPgxWorksInSessionModeInEveryExecMode(t *testing.T) {
 	server := pgtest.Shared(t)
 	s := start(t, server, "pool_mode: session", "default_pool_size: 20")
-	for _, modes := range []map[string]pgx.QueryExecMode{pooledModes, sessionModes} {
-		for name, mode := range modes {
-			t.Run(name, func(t *testing.T) { workWithPgx(t, s.url("postgres", "x"), mode) })
-		}
+	for name, mode := range execModes {
+		t.Run(name, func(t *testing.T) { workWithPgx(t, s.url("postgres", "x"), mode) })
 	}
 }
 
@@ -143,7 +137,7 @@ func transaction(ctx context.Context, pool *pgxpool.Pool, table string, id int) 
 func TestLibPqWorksInTransactionMode(t *testing.T) {
 	server := pgtest.Shared(t)
 	s := start(t, server, "default_pool_size: 4")
-	db, err := sql.Open("postgres", s.url("postgres", "x")+"&binary_parameters=yes&application_name=through+lib/pq")
+	db, err := sql.Open("postgres", s.url("postgres", "x")+"&application_name=through+lib/pq")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package drivers
 
 import (
-	"context"
 	"database/sql"
 	"fmt"
 	"net/http"
@@ -15,45 +14,16 @@ import (
 	"github.com/pgberth/pgberth/pkg/pgtest"
 )
 
-// Within one transaction the server connection stays, so whatever is prepared there is there.
-func TestPgxWorksInEveryExecModeWithinOneTransaction(t *testing.T) {
-	s := start(t, pgtest.Shared(t), "default_pool_size: 3")
-	for _, modes := range []map[string]pgx.QueryExecMode{pooledModes, sessionModes} {
-		for name, mode := range modes {
-			t.Run(name, func(t *testing.T) {
-				cfg, err := pgx.ParseConfig(s.url("postgres", "x"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				cfg.DefaultQueryExecMode = mode
-				c, err := pgx.ConnectConfig(t.Context(), cfg)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer func() { _ = c.Close(context.Background()) }()
-				err = pgx.BeginFunc(t.Context(), c, func(tx pgx.Tx) error {
-					for i := range 10 {
-						var got int
-						// The comment gives the statement a name of its own on the server.
-						if err := tx.QueryRow(t.Context(), "select $1::int * 2 /* "+name+" */", i).Scan(&got); err != nil {
-							return err
-						}
-						if got != 2*i {
-							t.Errorf("got %d, want %d", got, 2*i)
-						}
-					}
-					return nil
-				})
-				if err != nil {
-					t.Fatal(err)
-				}
-			})
-		}
+func TestLibPqPrepares(t *testing.T) {
+	for _, mode := range []string{"transaction", "session"} {
+		t.Run(mode, func(t *testing.T) {
+			libPqPrepares(t, start(t, pgtest.Shared(t), "pool_mode: "+mode, "default_pool_size: 5"))
+		})
 	}
 }
 
-func TestLibPqPreparesInSessionMode(t *testing.T) {
-	s := start(t, pgtest.Shared(t), "pool_mode: session", "default_pool_size: 5")
+// libPqPrepares uses statements of its own, and the unnamed one that lib/pq prepares in one batch and uses in another.
+func libPqPrepares(t *testing.T, s *sidecar) {
 	db, err := sql.Open("postgres", s.url("postgres", "x"))
 	if err != nil {
 		t.Fatal(err)

@@ -111,7 +111,7 @@ var globals = []setting[Config]{
 		doc: "startup parameters to accept and drop, separated by commas"},
 	{key: "track_extra_parameters", def: "IntervalStyle", traits: fixed, field: func(c *Config) any { return &c.Session.Track },
 		doc: "parameters kept per client beside DateStyle, client_encoding, TimeZone, standard_conforming_strings, application_name"},
-	{key: "max_prepared_statements", def: "200", traits: inert, field: func(c *Config) any { return &c.Session.MaxPreparedStatements },
+	{key: "max_prepared_statements", def: "200", field: func(c *Config) any { return &c.Session.MaxPreparedStatements },
 		doc: "prepared statements kept per server connection; 0 is no tracking"},
 	{key: "disable_pqexec", def: "0", traits: fixed | inert, field: func(c *Config) any { return &c.Session.DisablePQExec },
 		doc: "refuse several statements in one simple query"},

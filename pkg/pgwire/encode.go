@@ -33,6 +33,42 @@ func AppendNotice(dst []byte, message string) []byte {
 // AppendQuery writes a simple Query.
 func AppendQuery(dst []byte, sql string) []byte { return encode(dst, &pgproto3.Query{String: sql}) }
 
+// AppendParse writes a Parse; rest is what follows the name.
+func AppendParse(dst []byte, name, rest string) []byte {
+	dst = append(dst, Parse)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(4+len(name)+1+len(rest)))
+	dst = append(append(dst, name...), 0)
+	return append(dst, rest...)
+}
+
+// AppendCloseStatement writes a Close of a prepared statement.
+func AppendCloseStatement(dst []byte, name string) []byte {
+	dst = append(dst, Close)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(4+1+len(name)+1))
+	dst = append(dst, 'S')
+	return append(append(dst, name...), 0)
+}
+
+// AppendRenamed writes the header of a message of type typ and its body up to what follows the name at body[from:to],
+// which is replaced. size is the whole message's, as Header tells; body may be its beginning only.
+func AppendRenamed(dst []byte, typ byte, size int, body []byte, from, to int, name string) []byte {
+	dst = append(dst, typ)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(size-1-(to-from)+len(name)))
+	dst = append(dst, body[:from]...)
+	dst = append(dst, name...)
+	return append(dst, body[to:]...)
+}
+
+// AppendEmpty writes a message without a body, as ParseComplete and CloseComplete are.
+func AppendEmpty(dst []byte, typ byte) []byte { return append(dst, typ, 0, 0, 0, 4) }
+
+// AppendCommandComplete writes a CommandComplete.
+func AppendCommandComplete(dst []byte, tag string) []byte {
+	dst = append(dst, CommandComplete)
+	dst = binary.BigEndian.AppendUint32(dst, uint32(4+len(tag)+1))
+	return append(append(dst, tag...), 0)
+}
+
 // AppendSync writes a Sync.
 func AppendSync(dst []byte) []byte { return append(dst, Sync, 0, 0, 0, 4) }
 

@@ -6,6 +6,7 @@
 package pgwire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 )
@@ -116,4 +117,27 @@ func ReadParameterStatus(body []byte) (name, value string, ok bool) {
 	}
 	value, rest, ok = NextString(rest)
 	return name, value, ok && len(rest) == 0
+}
+
+// StatementName finds the name of a prepared statement in the body of a Parse, Bind, Describe or Close: body[from:to],
+// before its NUL. It is empty for the unnamed one, and where a portal is meant. ok is false while it is not whole.
+func StatementName(typ byte, body []byte) (from, to int, ok bool) {
+	switch typ {
+	case Bind: // behind the portal's name
+		i := bytes.IndexByte(body, 0)
+		if i < 0 {
+			return 0, 0, false
+		}
+		from = i + 1
+	case Describe, Close:
+		if len(body) == 0 {
+			return 0, 0, false
+		}
+		if body[0] != 'S' {
+			return 1, 1, true
+		}
+		from = 1
+	}
+	i := bytes.IndexByte(body[from:], 0)
+	return from, from + i, i >= 0
 }

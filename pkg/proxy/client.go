@@ -61,6 +61,13 @@ type client struct {
 	outAt  int
 	remain int // bytes of the current message still to come; they are forwarded, or dropped while there is no server
 
+	names                session.Names // of prepared statements
+	plannedOf, plannedAs session.Params
+	stalled              bool   // the next message must wait for an answer
+	lastParse            []byte // the unnamed statement, if another transaction may use it: what follows the name
+	gather               []byte // the beginning of a large Parse
+	gathers              int    // how long it will be
+
 	state    clientState
 	readable bool
 	hungUp   bool // the client has closed its side; reading to the end tells when everything has been read
@@ -148,7 +155,7 @@ func (c *client) wantsInput() bool {
 	case stateIdle, stateLinger:
 		return true
 	case stateLinked:
-		return len(c.server.out) == 0 && c.server.task == taskNone
+		return len(c.server.out) == 0 && c.server.task == taskNone && !c.stalled
 	}
 	return false
 }
@@ -168,144 +175,6 @@ func (c *client) process(buf []byte) (rest []byte) {
 		return c.relay(buf)
 	}
 	return nil
-}
-
-// relay forwards whole ranges of buf to the server and returns what must wait: the start of a message header, a message
-// that needs a server connection while there is none, or all of it while the server side prepares.
-func (c *client) relay(buf []byte) (rest []byte) {
-	off := min(c.remain, len(buf))
-	c.remain -= off
-	if c.server == nil {
-		buf, off = buf[off:], 0 // the end of a dropped message
-	}
-	for off < len(buf) {
-		typ, size, ok, err := pgwire.Header(buf[off:], c.p.set.MaxPacketSize)
-		if err != nil {
-			c.violation(buf[:off], err)
-			return nil
-		}
-		if !ok {
-			break
-		}
-		if typ == pgwire.Terminate {
-			c.send(buf[:off])
-			c.gone(false)
-			return nil
-		}
-		if c.server == nil {
-			switch typ {
-			case pgwire.CopyData, pgwire.CopyDone, pgwire.CopyFail:
-				// The rest of a COPY that failed: the server would ignore it.
-				take := min(size, len(buf)-off)
-				c.remain = size - take
-				buf, off = buf[off+take:], 0
-				continue
-			case pgwire.Query, pgwire.Parse, pgwire.Bind, pgwire.Describe, pgwire.Execute, pgwire.Close, pgwire.Sync,
-				pgwire.Flush, pgwire.FunctionCall:
-			default:
-				c.violation(nil, &session.UnexpectedError{From: "client", Type: typ})
-				return nil
-			}
-			if size > len(buf)-off && len(buf)-off < holdSize {
-				break
-			}
-			if !c.acquire() {
-				return buf[off:]
-			}
-		}
-		if err := c.server.link.Sent(typ); err != nil {
-			c.violation(buf[:off], err)
-			return nil
-		}
-		c.held = false
-		if c.asked == 0 {
-			c.asked = c.p.now()
-			c.pooled.counts.Queries++
-			if c.started == 0 {
-				c.started = c.asked
-			}
-		}
-		take := min(size, len(buf)-off)
-		off += take
-		c.remain = size - take
-	}
-	c.send(buf[:off])
-	return buf[off:]
-}
-
-// send forwards bytes to the linked server.
-func (c *client) send(b []byte) {
-	if len(b) > 0 && c.server != nil {
-		c.server.write(b)
-	}
-}
-
-// acquire gets a server connection now and true, or queues and false. On true the caller may go on in the same buffer.
-func (c *client) acquire() bool {
-	c.started = c.p.now()
-	c.asked = 0
-	c.p.pools.Acquire(c.started, &c.pc)
-	b := c.pc.Backend()
-	if b == nil {
-		c.state = stateWaiting
-		return false
-	}
-	s := b.Ref.(*server)
-	c.attach(s)
-	return s.task == taskNone
-}
-
-// linked: the pool has found a server connection for a client that waited for it.
-func (c *client) linked(s *server) {
-	c.pooled.counts.WaitTime += c.p.now() - c.started
-	c.attach(s)
-	if c.state == stateLogin {
-		c.welcomed()
-		return
-	}
-	c.pump()
-}
-
-// attach pairs the two. If the server connection is in another state than the client's session, the difference is set
-// first and the client is held until that is done.
-func (c *client) attach(s *server) {
-	c.server, s.client = s, c
-	s.fatal = false
-	if c.state == stateLogin {
-		return
-	}
-	c.state = stateLinked
-	c.pooled.counts.Assignments++
-	if c.held = c.params != s.params; c.held {
-		s.adapt(c.params)
-	}
-}
-
-// answered: nothing is outstanding.
-func (c *client) answered() {
-	if c.asked != 0 {
-		c.pooled.counts.QueryTime += c.p.now() - c.asked
-		c.asked = 0
-	}
-}
-
-// detach gives the server connection back: the transaction is over and everything is flushed.
-func (c *client) detach() {
-	s := c.server
-	c.server, s.client = nil, nil
-	c.counted()
-	if c.state == stateLinked {
-		c.state = stateIdle
-	}
-	s.release()
-}
-
-func (c *client) counted() {
-	if c.started != 0 && c.pooled != nil {
-		c.pooled.counts.Transactions++
-		c.pooled.counts.TransactionTime += c.p.now() - c.started
-		c.started = 0
-	}
 }
 
 // write sends bytes to the client; what the socket does not take is kept in a lent buffer, and its server is not read
@@ -440,6 +309,7 @@ func (c *client) abandon() {
 	}
 	partial := c.remain > 0 || (s.task == taskParams && s.untold(c.params))
 	c.server, s.client = nil, nil
+	s.link.Serve(nil)
 	c.counted()
 	s.abandoned(partial)
 }
@@ -474,6 +344,8 @@ func (c *client) forget(reason string) {
 		c.p.loop.Unset(&c.login.timer)
 		c.p.dropProof(c)
 	}
+	c.names.Clear()
+	c.lastParse, c.gather, c.gathers = nil, nil, 0
 	if c.key != (cancelKey{}) {
 		delete(c.p.keys, c.key)
 		c.key = cancelKey{}

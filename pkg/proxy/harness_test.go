@@ -70,7 +70,7 @@ func testSettings(host string, port int, edit func(*Route)) *Settings {
 		Auth:      Trust, MaxClients: 10000, ScramIterations: 4096,
 		Route: testRoute(host, port, edit), Tracked: []string{"IntervalStyle"}, IgnoreStartup: []string{"extra_float_digits"},
 		ClientLoginTimeout: 20 * time.Second, ServerConnectTimeout: 10 * time.Second, ServerCloseTimeout: 5 * time.Second,
-		CancelWaitTimeout: 10 * time.Second, MaxPacketSize: 1<<31 - 1,
+		CancelWaitTimeout: 10 * time.Second, MaxPacketSize: 1<<31 - 1, MaxPrepared: 3,
 	}
 }
 

@@ -388,11 +388,11 @@ func pgFatal(code, message string) []byte {
 }
 
 // midMessage tells whether the first n bytes of the messages in b leave a client in the middle of one. Headers are
-// forwarded whole, and so is ReadyForQuery.
+// forwarded whole, and so are ReadyForQuery and a short CommandComplete.
 func midMessage(b []byte, n int) bool {
 	for at := 0; at < len(b); at += 1 + int(b[at+4]) {
 		if n > at && n < at+1+int(b[at+4]) {
-			return b[at] != 'Z' && n >= at+5
+			return b[at] != 'Z' && b[at] != 'C' && n >= at+5
 		}
 	}
 	return false

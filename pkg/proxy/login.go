@@ -362,6 +362,7 @@ func (c *client) loginProved() {
 		}
 		c.pooled = pl
 	}
+	c.names = session.NewNames(&pl.statements)
 	if pl.haveWelcome && l.proof == nil {
 		c.welcome()
 		return
@@ -378,6 +379,7 @@ func (c *client) loginProved() {
 func (c *client) welcomed() {
 	s := c.server
 	c.server, s.client = nil, nil
+	s.link.Serve(nil)
 	c.started = 0
 	c.p.pools.Release(c.p.now(), s.pb)
 	if pr := c.login.proof; pr != nil && !pr.proved {

@@ -57,6 +57,8 @@ type Proxy struct {
 	// moreCancels are the pooler's own beyond what may be under way at once.
 	moreCancels []func()
 
+	assembly, answers []byte // see batch
+
 	effects  []pool.Effect
 	settling bool
 	tick     eventloop.Timer
@@ -80,6 +82,7 @@ type pooled struct {
 	welcome     session.Params
 	haveWelcome bool
 	greeting    greeting
+	statements  session.Statements
 	// refusal is the server's last word to a login that failed for good.
 	refusal *LoginError
 	counts  PoolCounters

@@ -31,7 +31,9 @@ type server struct {
 	reports session.Params // as they were at the login: what it does not report then it never reports
 	task    task
 	failed  *pgwire.ErrorFields // what the task's query met
-	fatal   bool                // it has told the client why it ends
+	// unnamedOf is the client that said last what the unnamed prepared statement is, or that there is none; 0: another's.
+	unnamedOf uint64
+	fatal     bool // it has told the client why it ends
 
 	in       []byte // lent; read, not yet handled
 	out      []byte // lent; not yet written, from outAt on
@@ -60,6 +62,9 @@ func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 	p.nextID++
 	s := &server{p: p, pb: b, pooled: pl, pid: d.pid, secret: d.key, network: d.network, remote: d.remote, id: p.nextID, readable: true}
 	s.link.Reset()
+	if p.follows(&pl.route) {
+		s.link.Track(&pl.statements, p.set.MaxPrepared)
+	}
 	for _, kv := range d.params {
 		if name, ok := p.tracked.Canonical(kv.Name); ok {
 			s.params = s.params.With(name, kv.Value)
@@ -142,14 +147,15 @@ func (s *server) process(buf []byte) (rest []byte) {
 	}
 	off := min(s.remain, len(buf))
 	s.remain -= off
-	from := 0
+	b := s.p.answer()
 	if s.swallows() {
-		from = off
+		b.from = off
 	}
+	tracks := s.link.Tracks()
 	for off < len(buf) {
 		typ, size, ok, err := pgwire.Header(buf[off:], s.p.set.MaxPacketSize)
 		if err != nil {
-			s.forward(buf[from:off])
+			s.forwards(&b, buf, off)
 			s.broken(err)
 			return nil
 		}
@@ -161,7 +167,7 @@ func (s *server) process(buf []byte) (rest []byte) {
 		switch typ {
 		case pgwire.ReadyForQuery:
 			if size != pgwire.HeaderSize+1 {
-				s.forward(buf[from:off])
+				s.forwards(&b, buf, off)
 				s.broken(fmt.Errorf("server sent ReadyForQuery of length %d, allowed is 5", size-1))
 				return nil
 			}
@@ -170,13 +176,17 @@ func (s *server) process(buf []byte) (rest []byte) {
 			}
 		case pgwire.ParameterStatus:
 			if size > wholeMessage {
-				s.forward(buf[from:off])
+				s.forwards(&b, buf, off)
 				s.broken(fmt.Errorf("server sent a ParameterStatus of %d bytes, allowed are %d", size, wholeMessage))
 				return nil
 			}
 		case pgwire.ErrorResponse:
-			// Its text is wanted where nobody else reads it.
-			if !s.swallows() || size > wholeMessage {
+			// Its text is wanted where nobody else reads it, or where it may name prepared statements.
+			if size > wholeMessage || !s.swallows() && s.link.Prepared() == 0 {
+				whole = true
+			}
+		case pgwire.CommandComplete:
+			if !tracks || size > longestTag {
 				whole = true
 			}
 		default:
@@ -185,14 +195,24 @@ func (s *server) process(buf []byte) (rest []byte) {
 		if !whole {
 			break
 		}
-		if err := s.link.Received(typ, status); err != nil {
-			s.forward(buf[from:off])
+		if tracks {
+			s.localsBefore(&b, buf, off)
+		}
+		mine, err := s.link.Received(typ, status)
+		if err == nil && mine && size != pgwire.HeaderSize {
+			err = fmt.Errorf("server sent message %s of length %d, allowed is 4", pgwire.TypeName(typ), size-1)
+		}
+		if err != nil {
+			s.forwards(&b, buf, off)
 			s.broken(err)
 			return nil
 		}
 		end := min(off+size, len(buf))
 		body := buf[off+pgwire.HeaderSize : end]
 		switch {
+		case mine:
+			b.keep(buf, off)
+			b.from = end
 		case s.client == nil && s.task == taskNone && !harmlessIdle(typ):
 			s.broken(fmt.Errorf("idle server connection got message %s", pgwire.TypeName(typ)))
 			return nil
@@ -203,11 +223,18 @@ func (s *server) process(buf []byte) (rest []byte) {
 			s.failed = &f
 		case typ == pgwire.ErrorResponse:
 			s.fatal = isFatal(body)
+			if other := s.translated(body); other != nil && size <= wholeMessage {
+				b.keep(buf, off)
+				b.out = append(b.out, other...)
+				b.from = end
+			}
+		case typ == pgwire.CommandComplete && tracks && size <= longestTag && purged(body):
+			s.link.Deallocated()
 		}
 		s.remain = off + size - end
 		off = end
 		if s.swallows() {
-			from = off
+			b.from = off
 			if typ == pgwire.ReadyForQuery || s.task == taskAbandon {
 				s.taskStep()
 				if s.closed || s.closing {
@@ -216,7 +243,10 @@ func (s *server) process(buf []byte) (rest []byte) {
 			}
 		}
 	}
-	s.forward(buf[from:off])
+	if tracks {
+		s.localsBefore(&b, buf, off)
+	}
+	s.forwards(&b, buf, off)
 	return buf[off:]
 }
 
@@ -237,6 +267,12 @@ func (s *server) midMessage() bool { return s.remain > 0 && !s.swallows() }
 // harmlessIdle are the messages a server may send at any time. An error is not: it announces the end.
 func harmlessIdle(typ byte) bool {
 	return typ == pgwire.NoticeResponse || typ == pgwire.NotificationResponse || typ == pgwire.ParameterStatus
+}
+
+// forwards relays a batch up to off.
+func (s *server) forwards(b *batch, buf []byte, off int) {
+	s.forward(b.bytes(buf, off))
+	s.p.answered(b)
 }
 
 func (s *server) forward(b []byte) {
@@ -274,7 +310,14 @@ func (s *server) progress() {
 	if c == nil || s.task != taskNone || s.closed || s.closing {
 		return
 	}
-	if len(c.out) > 0 || s.remain > 0 || len(s.in) > 0 {
+	if len(c.out) > 0 {
+		return
+	}
+	if c.stalled && !s.link.Unsure() {
+		c.stalled = false
+		s.p.loop.Again(&c.conn)
+	}
+	if s.remain > 0 || len(s.in) > 0 {
 		return
 	}
 	if c.state == stateLeaving {
@@ -283,7 +326,7 @@ func (s *server) progress() {
 		}
 		return
 	}
-	if c.held || c.remain > 0 || !s.link.Settled() {
+	if c.held || c.remain > 0 || c.gathers > 0 || !s.link.Settled() {
 		return
 	}
 	c.answered()
@@ -394,6 +437,7 @@ func (s *server) unlink() {
 		s.client.server = nil
 		s.client = nil
 	}
+	s.link.Serve(nil)
 }
 
 // discard has the pool forget the connection and closes it.
@@ -444,6 +488,7 @@ func (s *server) finish() {
 		return
 	}
 	s.closed = true
+	s.link.Release()
 	s.p.loop.Unset(&s.timer)
 	s.p.loop.Buffers.Return(s.in)
 	s.p.loop.Buffers.Return(s.out)

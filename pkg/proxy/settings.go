@@ -86,7 +86,10 @@ type Settings struct {
 	CancelWaitTimeout    time.Duration
 
 	MaxPacketSize int // bytes
-	KeepAlive     KeepAlive
+	// MaxPrepared is how many prepared statements a server connection keeps outside session mode; 0 is to leave them
+	// alone. A reload changes it for new server connections.
+	MaxPrepared int
+	KeepAlive   KeepAlive
 
 	LogConnections    bool
 	LogDisconnections bool

@@ -30,8 +30,30 @@ const (
 	reqCopyEnd
 )
 
+// What is added to a request.
+const (
+	// own: the pooler has sent it for itself, so the answer is not the client's.
+	own request = 0x10 << iota
+	// local: it was not sent; the pooler answers it when its turn comes.
+	local
+	// named: it has an undo.
+	named
+	// renamed: it went under another name than the client's.
+	renamed
+
+	kinds = own - 1
+)
+
+func (r request) kind() request { return r & kinds }
+
 // ends tells whether r is answered by ReadyForQuery, after which no implicit transaction is open.
-func (r request) ends() bool { return r == reqSync || r == reqQuery || r == reqFunction }
+func (r request) ends() bool {
+	switch r.kind() {
+	case reqSync, reqQuery, reqFunction:
+		return true
+	}
+	return false
+}
 
 // copyState is where a COPY FROM STDIN stands, as the server sees it.
 type copyState uint8
@@ -74,6 +96,8 @@ type Link struct {
 	// lost: a message was sent in a doubt that decides whether the server reads it or skips it. What is owed will never
 	// be known again, so nothing the server says can be judged, and no other client may use the connection.
 	lost bool
+
+	naming naming
 }
 
 // Reset puts l into the state after a login: idle.
@@ -160,49 +184,51 @@ func (e *UnexpectedError) Error() string {
 	return fmt.Sprintf("server sent message %s where the protocol does not allow it", pgwire.TypeName(e.Type))
 }
 
-// Received records a message from the server; status is the byte of a ReadyForQuery. An error means that the server
+// Received records a message from the server; status is the byte of a ReadyForQuery. What Local has to say comes before
+// it. mine says that it answers a request of the pooler's own and is not for the client. An error means that the server
 // said what nobody asked for.
-func (l *Link) Received(typ, status byte) error {
+func (l *Link) Received(typ, status byte) (mine bool, err error) {
 	switch typ {
 	case pgwire.DataRow, pgwire.CopyData, pgwire.RowDescription, pgwire.CommandComplete, pgwire.ParseComplete,
 		pgwire.BindComplete, pgwire.CloseComplete, pgwire.ParameterDescription, pgwire.NoData, pgwire.EmptyQueryResponse,
 		pgwire.PortalSuspended, pgwire.CopyDone, pgwire.FunctionCallResponse:
 		if !l.Busy() {
-			return l.unexpected(typ)
+			return false, l.unexpected(typ)
 		}
 		return l.answer(typ)
 	case pgwire.ReadyForQuery:
-		return l.ready(status)
+		return false, l.ready(status)
 	case pgwire.ErrorResponse:
 		l.failed()
 	case pgwire.NoticeResponse, pgwire.NotificationResponse, pgwire.ParameterStatus:
 	case pgwire.CopyInResponse, pgwire.CopyOutResponse, pgwire.CopyBothResponse:
-		return l.copying(typ)
+		return false, l.copying(typ)
 	default:
-		return &UnexpectedError{From: "server", Type: typ}
+		return false, &UnexpectedError{From: "server", Type: typ}
 	}
-	return nil
+	return false, nil
 }
 
 // answer pops the head if typ is its last message. Under a simple Query everything is part of the answer.
-func (l *Link) answer(typ byte) error {
+func (l *Link) answer(typ byte) (mine bool, err error) {
 	l.certain()
-	head := l.queue[l.head]
+	mine = l.queue[l.head]&own != 0
+	head := l.queue[l.head].kind()
 	if head == reqQuery || head == reqFunction {
 		if typ == pgwire.CommandComplete {
 			l.copyOver()
 		}
-		return nil
+		return mine, nil
 	}
 	var want request
 	switch typ {
 	case pgwire.DataRow, pgwire.CopyData, pgwire.CopyDone:
 		if head == reqExecute {
-			return nil
+			return mine, nil
 		}
 	case pgwire.ParameterDescription:
 		if head == reqDescribe {
-			return nil
+			return mine, nil
 		}
 	case pgwire.ParseComplete:
 		want = reqParse
@@ -216,11 +242,11 @@ func (l *Link) answer(typ byte) error {
 		want = reqExecute
 	}
 	if head != want {
-		return l.unexpected(typ)
+		return false, l.unexpected(typ)
 	}
 	l.pop()
 	l.copyOver()
-	return nil
+	return mine, nil
 }
 
 func (l *Link) ready(status byte) error {
@@ -228,7 +254,7 @@ func (l *Link) ready(status byte) error {
 		return fmt.Errorf("server sent ReadyForQuery with status %s, allowed are 'I', 'T' and 'E'", pgwire.TypeName(status))
 	}
 	switch {
-	case l.Busy() && l.queue[l.head] == reqSync:
+	case l.Busy() && l.queue[l.head].kind() == reqSync:
 		l.pop()
 	case l.doubt > 0:
 		// A Sync that was not swallowed after all.
@@ -263,13 +289,14 @@ func (l *Link) unexpected(typ byte) error {
 
 // certain: an answer has come that is no ReadyForQuery, so whatever is older has been answered if it ever will.
 func (l *Link) certain() {
-	if l.Busy() && l.queue[l.head] != reqSync {
+	if l.Busy() && l.queue[l.head].kind() != reqSync {
 		l.doubt = 0
 	}
 }
 
 // failed: an ErrorResponse. In the extended protocol the server now discards everything up to the next Sync.
 func (l *Link) failed() {
+	l.naming.failing = nil
 	switch l.certain(); {
 	case !l.Busy():
 		// Nobody asked: the server is about to close the connection, or an extended-protocol message that has been
@@ -277,23 +304,39 @@ func (l *Link) failed() {
 		l.skipping = l.skipping || l.unsynced
 	case l.queue[l.head].ends():
 		l.laterDoubt = l.swallowed
+		if l.queue[l.head]&named != 0 {
+			l.queue[l.head] &^= named
+			l.naming.discard(1)
+		}
 	default:
 		l.doubt = l.swallowed
 		l.skipping = true
-		for l.pop(); l.Busy(); l.pop() {
-			if l.queue[l.head] == reqSync {
+		undone := 0
+		for first := true; l.Busy(); first = false {
+			r := l.queue[l.head]
+			if r.kind() == reqSync {
 				l.skipping = false
 				break
 			}
-			l.lost = l.lost || l.doubt > 0
+			if !first {
+				l.lost = l.lost || l.doubt > 0
+			}
+			if r&named != 0 {
+				undone++
+			}
+			if first {
+				l.naming.failing = l.naming.renamedBy(r)
+			}
+			l.shift()
 		}
+		l.naming.discard(undone)
 	}
 	l.copyOver()
 }
 
 // copying: the server begins a COPY. Syncs that are already under way up to the client's CopyDone will be ignored.
 func (l *Link) copying(typ byte) error {
-	if !l.Busy() || (l.queue[l.head] != reqExecute && l.queue[l.head] != reqQuery) {
+	if !l.Busy() || (l.queue[l.head].kind() != reqExecute && l.queue[l.head].kind() != reqQuery) {
 		return l.unexpected(typ)
 	}
 	switch typ {
@@ -306,7 +349,7 @@ func (l *Link) copying(typ byte) error {
 	l.copy = copyIn
 	l.flushed = false
 	kept := l.queue[:l.head+1]
-	batch := l.queue[l.head] == reqExecute // which a swallowed Sync does not end
+	batch := l.queue[l.head].kind() == reqExecute // which a swallowed Sync does not end
 	for i, r := range l.queue[l.head+1:] {
 		if r == reqCopyEnd {
 			l.copy = copyEnding
@@ -343,8 +386,19 @@ func (l *Link) push(r request) {
 	l.queue = append(l.queue, r)
 }
 
-// pop removes the head and the copy marks behind it, which nothing answers.
+// pop removes the head, which has been carried out.
 func (l *Link) pop() {
+	if l.queue[l.head]&named != 0 {
+		l.naming.done()
+	}
+	l.shift()
+}
+
+// shift removes the head and the copy marks behind it, which nothing answers.
+func (l *Link) shift() {
+	if l.queue[l.head]&renamed != 0 {
+		l.naming.renames.pop()
+	}
 	l.head++
 	l.settle()
 }

@@ -15,7 +15,7 @@ func exchange(l *Link, to, from string) {
 		}
 	}
 	for _, typ := range []byte(from) {
-		if err := l.Received(typ, pgwire.StatusIdle); err != nil {
+		if _, err := l.Received(typ, pgwire.StatusIdle); err != nil {
 			panic(err)
 		}
 	}

@@ -117,7 +117,7 @@ func replay(text string, seen map[string]bool) (string, error) {
 			if name == "ReadyForQuery" && len(status) != 1 {
 				return "", fmt.Errorf("%d: ReadyForQuery needs a status of one character", i+1)
 			}
-			err = l.Received(typ, (status + "\x00")[0])
+			_, err = l.Received(typ, (status + "\x00")[0])
 		default:
 			return "", fmt.Errorf("%d: %q is no step", i+1, line)
 		}

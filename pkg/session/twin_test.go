@@ -83,7 +83,8 @@ func (r *run) receive() error {
 			r.seen.inCopy++
 		}
 	}
-	return r.link.Received(a.typ, a.status)
+	_, err := r.link.Received(a.typ, a.status)
+	return err
 }
 
 // check compares what the Link believes with what is true.

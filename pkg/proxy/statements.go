@@ -1,0 +1,371 @@
+package proxy
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+
+	"github.com/pgberth/pgberth/pkg/eventloop"
+	"github.com/pgberth/pgberth/pkg/pgwire"
+	"github.com/pgberth/pgberth/pkg/pool"
+	"github.com/pgberth/pgberth/pkg/session"
+)
+
+const (
+	// maxStatementText is the longest Parse of a named statement, in bytes: it is kept for other server connections.
+	maxStatementText = 1 << 20
+	// maxLastParse is the longest text of an unnamed statement, in bytes, that a later transaction may use.
+	maxLastParse = 16 << 10
+	// namesPerPrepared is how many names a client may give for each statement that a server connection may have.
+	namesPerPrepared = 10
+	// longestDeallocate is the longest Query, in bytes, that is looked at for DEALLOCATE.
+	longestDeallocate = 256
+	// longestTag is the longest CommandComplete, in bytes, that is looked at for the same.
+	longestTag = 32
+)
+
+// batch is what one read comes to: ranges of its bytes, and what stands in the place of others.
+type batch struct {
+	out  []byte // in a buffer of the loop's, once something was replaced
+	from int    // where in the read the next range begins
+	told bool   // the pooler has answered something in the server's place
+	// parsed is what follows the empty name in a Parse that no Bind has used yet, part of the read.
+	parsed []byte
+}
+
+// keep adds the range up to off.
+func (b *batch) keep(buf []byte, off int) {
+	b.out = append(b.out, buf[b.from:off]...)
+	b.from = off
+}
+
+// bytes are all of it up to off: mostly the read itself.
+func (b *batch) bytes(buf []byte, off int) []byte {
+	if len(b.out) == 0 {
+		return buf[b.from:off]
+	}
+	b.keep(buf, off)
+	return b.out
+}
+
+// assemble and assembled give and take the buffer for what clients say, answer and answered that for what servers say: one
+// may be under way while the other is.
+func (p *Proxy) assemble() batch { return batch{out: p.assembly[:0]} }
+
+func (p *Proxy) assembled(b *batch) { p.assembly = kept(b.out) }
+
+func (p *Proxy) answer() batch { return batch{out: p.answers[:0]} }
+
+func (p *Proxy) answered(b *batch) { p.answers = kept(b.out) }
+
+// kept is a buffer for the next time, unless it has grown out of proportion.
+func kept(buf []byte) []byte {
+	if cap(buf) > 2*eventloop.ScratchSize {
+		return nil
+	}
+	return buf[:0]
+}
+
+// follows says whether the names of prepared statements are followed in this pool: elsewhere than in session mode a
+// client's next Bind may meet another server connection than its Parse.
+func (p *Proxy) follows(r *Route) bool { return p.set.MaxPrepared > 0 && r.Pool.Mode != pool.Session }
+
+// planned are the parameters of the client's session under which a statement's text is read.
+func (c *client) planned() session.Params {
+	if c.plannedOf != c.params {
+		c.plannedOf, c.plannedAs = c.params, c.params.Without([]string{"application_name"})
+	}
+	return c.plannedAs
+}
+
+// named handles a Parse, Bind, Describe or Close at buf[off:], of which all of size may not be there yet. It puts into b
+// what goes to the server and returns how many bytes it took; 0 says that more are needed. A plain message names no
+// prepared statement: it is neither taken nor recorded.
+func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken int, plain bool, err error) {
+	msg := buf[off:min(off+size, len(buf))]
+	whole := len(msg) == size
+	body := msg[pgwire.HeaderSize:]
+	from, to, ok := pgwire.StatementName(typ, body)
+	switch {
+	case !ok && whole:
+		return 0, true, nil // PostgreSQL will say what it thinks of that
+	case !ok && len(msg) >= holdSize:
+		return 0, false, fmt.Errorf("names of portal and prepared statement in message %s take more than %d bytes", pgwire.TypeName(typ), holdSize)
+	case !ok:
+		return 0, false, nil
+	case from == to:
+		c.unnamed(b, buf, off, typ, body, whole)
+		return 0, true, nil
+	}
+	link := &c.server.link
+	if link.Unsure() {
+		c.stalled = true
+		return 0, false, nil
+	}
+	name := body[from:to]
+	var n session.Naming
+	switch typ {
+	case pgwire.Parse:
+		switch {
+		case size > maxStatementText:
+			return 0, false, fmt.Errorf("prepared statement of %d bytes, allowed are %d", size, maxStatementText)
+		case !whole:
+			return 0, false, nil
+		case c.names.Len() >= namesPerPrepared*c.p.set.MaxPrepared:
+			return 0, false, fmt.Errorf("more than %d prepared statements in one session (%d times max_prepared_statements)",
+				c.names.Len(), namesPerPrepared)
+		}
+		n = link.Parse(string(name), body[to+1:], c.planned())
+	case pgwire.Close:
+		n = link.CloseStatement(name)
+	default:
+		n = link.Use(typ, name)
+	}
+	b.keep(buf, off)
+	b.from = off + len(msg)
+	if n.Evict != nil {
+		b.out = pgwire.AppendCloseStatement(b.out, n.Evict.Name())
+	}
+	if n.Prepare != nil {
+		b.out = pgwire.AppendParse(b.out, n.Prepare.Name(), n.Prepare.Body())
+	}
+	if !n.Local {
+		b.out = pgwire.AppendRenamed(b.out, typ, size, body, from, to, n.Name)
+	}
+	return len(msg), false, nil
+}
+
+// unnamed handles a message about the unnamed statement. It is left alone as long as it is prepared and used in one
+// transaction. Some drivers prepare it in one and use it in the next: then it is prepared again where it is missing, and
+// that of another client is never used.
+func (c *client) unnamed(b *batch, buf []byte, off int, typ byte, body []byte, whole bool) {
+	s := c.server
+	switch {
+	case typ == pgwire.Parse:
+		s.unnamedOf, c.lastParse, b.parsed = c.id, nil, nil
+		if whole {
+			b.parsed = body[1:]
+		}
+		return
+	case typ == pgwire.Close && body[0] == 'S':
+		s.unnamedOf, c.lastParse, b.parsed = c.id, nil, nil
+		return
+	case typ == pgwire.Bind, typ == pgwire.Describe && body[0] == 'S':
+	default:
+		return
+	}
+	if typ == pgwire.Bind {
+		b.parsed = nil
+	}
+	if s.unnamedOf == c.id {
+		return
+	}
+	s.unnamedOf = c.id
+	b.keep(buf, off)
+	if c.lastParse != nil {
+		s.link.Prepares()
+		b.out = pgwire.AppendParse(b.out, "", string(c.lastParse))
+	} else {
+		s.link.Closes()
+		b.out = pgwire.AppendCloseStatement(b.out, "")
+	}
+}
+
+// gathered collects a Parse that is larger than what is read at once. It returns what is behind it, and true when it is
+// whole and has been handled.
+func (c *client) gathered(buf []byte) (rest []byte, done bool) {
+	n := min(c.gathers-len(c.gather), len(buf))
+	c.gather = append(c.gather, buf[:n]...)
+	if len(c.gather) < c.gathers {
+		return nil, false
+	}
+	whole := c.gather
+	c.gather, c.gathers = nil, 0
+	b := c.p.assemble()
+	_, plain, err := c.named(&b, whole, 0, pgwire.Parse, len(whole))
+	if plain && err == nil {
+		err = c.server.link.Sent(pgwire.Parse)
+	}
+	if err != nil {
+		c.excess(nil, err)
+		return nil, false
+	}
+	c.sends(&b, whole, len(whole))
+	return buf[n:], true
+}
+
+// sends forwards a batch up to off, then says what the pooler itself has to answer if nothing of the server's comes first.
+func (c *client) sends(b *batch, buf []byte, off int) {
+	if b.parsed != nil && len(b.parsed) <= maxLastParse {
+		c.lastParse = bytes.Clone(b.parsed)
+	}
+	c.send(b.bytes(buf, off))
+	c.p.assembled(b)
+	s := c.server
+	if s == nil {
+		return
+	}
+	if out := s.locals(nil); len(out) > 0 {
+		c.write(out)
+		b.told = true
+	}
+	if b.told {
+		s.progress()
+	}
+}
+
+// excess ends a client that asks for more than the pooler keeps for one.
+func (c *client) excess(before []byte, err error) {
+	c.send(before)
+	c.fail("54000", err.Error())
+	c.abandon()
+	c.linger(err.Error())
+}
+
+// closeUnlinked handles a Close of a prepared statement without a server connection: only our books know it.
+func (c *client) closeUnlinked(msg []byte, size int) bool {
+	if len(msg) < size || !c.p.follows(&c.pooled.route) {
+		return false
+	}
+	body := msg[pgwire.HeaderSize:size]
+	from, to, ok := pgwire.StatementName(pgwire.Close, body)
+	if !ok || from == to {
+		return false
+	}
+	c.names.Forget(body[from:to])
+	c.write(pgwire.AppendEmpty(nil, pgwire.CloseComplete))
+	return true
+}
+
+// deallocate looks whether a simple Query is nothing but DEALLOCATE or DISCARD, and follows what that does to prepared
+// statements. It returns true when the message has been dealt with.
+func (c *client) deallocate(b *batch, buf []byte, off, size int) bool {
+	if size > longestDeallocate || len(buf)-off < size {
+		return false
+	}
+	words := bytes.TrimLeft(buf[off+pgwire.HeaderSize:off+size], " \t\r\n\f")
+	if len(words) < 8 || words[0]|0x20 != 'd' {
+		return false
+	}
+	what, name := readDeallocate(string(bytes.TrimRight(words, "\x00")))
+	link := &c.server.link
+	switch what {
+	case purges:
+		link.Purge()
+		return true
+	case deallocates:
+		n := link.Deallocate(name)
+		if n.Local || n.Name != "" {
+			b.keep(buf, off)
+			b.from = off + size
+		}
+		if n.Local {
+			answer := pgwire.AppendCommandComplete(nil, "DEALLOCATE")
+			c.write(pgwire.AppendReady(answer, link.Status()))
+			b.told = true
+		} else if n.Name != "" {
+			b.out = pgwire.AppendQuery(b.out, "DEALLOCATE "+n.Name)
+		}
+		return true
+	}
+	return false
+}
+
+type deallocation uint8
+
+const (
+	nothing     deallocation = iota
+	purges                   // all statements
+	deallocates              // one
+)
+
+// readDeallocate reads a statement that is only DEALLOCATE or DISCARD ALL; anything else is nothing.
+func readDeallocate(sql string) (deallocation, string) {
+	sql = strings.TrimRight(sql, "; \t\r\n\f")
+	verb, rest := word(sql)
+	switch strings.ToUpper(verb) {
+	case "DISCARD":
+		if what, end := word(rest); strings.EqualFold(what, "ALL") && end == "" {
+			return purges, ""
+		}
+	case "DEALLOCATE":
+		what, end := word(rest)
+		if strings.EqualFold(what, "PREPARE") && end != "" {
+			what, end = word(end)
+		}
+		if end != "" || what == "" {
+			return nothing, ""
+		}
+		if strings.EqualFold(what, "ALL") {
+			return purges, ""
+		}
+		if quoted, ok := strings.CutPrefix(what, `"`); ok {
+			return deallocates, strings.ReplaceAll(strings.TrimSuffix(quoted, `"`), `""`, `"`)
+		}
+		return deallocates, strings.ToLower(what)
+	}
+	return nothing, ""
+}
+
+// word cuts the first word off: letters, digits and _, or a quoted identifier.
+func word(sql string) (first, rest string) {
+	sql = strings.TrimLeft(sql, " \t\r\n\f")
+	end := 0
+	if strings.HasPrefix(sql, `"`) {
+		for end = 1; end < len(sql); end++ {
+			if sql[end] != '"' {
+				continue
+			}
+			if end+1 == len(sql) || sql[end+1] != '"' {
+				end++
+				return sql[:end], strings.TrimLeft(sql[end:], " \t\r\n\f")
+			}
+			end++
+		}
+		return "", sql
+	}
+	for end < len(sql) && (sql[end] == '_' || sql[end] >= 0x80 || sql[end] == '$' && end > 0 ||
+		'0' <= sql[end] && sql[end] <= '9' || 'a' <= sql[end]|0x20 && sql[end]|0x20 <= 'z') {
+		end++
+	}
+	return sql[:end], strings.TrimLeft(sql[end:], " \t\r\n\f")
+}
+
+// locals appends what the pooler has to answer in the server's place now.
+func (s *server) locals(out []byte) []byte {
+	for {
+		typ, ok := s.link.Local()
+		if !ok {
+			return out
+		}
+		out = pgwire.AppendEmpty(out, typ)
+	}
+}
+
+// localsBefore puts them in front of what comes at off.
+func (s *server) localsBefore(b *batch, buf []byte, off int) {
+	for {
+		typ, ok := s.link.Local()
+		if !ok {
+			return
+		}
+		if s.swallows() {
+			continue
+		}
+		b.keep(buf, off)
+		b.out = pgwire.AppendEmpty(b.out, typ)
+	}
+}
+
+// translated is an ErrorResponse with the client's own names of its prepared statements; nil when it names none.
+func (s *server) translated(body []byte) []byte {
+	if s.client == nil || !bytes.Contains(body, []byte(session.StatementPrefix)) {
+		return nil
+	}
+	return pgwire.AppendRenamed(nil, pgwire.ErrorResponse, pgwire.HeaderSize+len(body), body, 0, len(body), s.link.Translate(string(body)))
+}
+
+// purged: a command's tag says that the server has dropped all prepared statements.
+func purged(body []byte) bool {
+	return string(body) == "DEALLOCATE ALL\x00" || string(body) == "DISCARD ALL\x00"
+}
