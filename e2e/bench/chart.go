@@ -33,12 +33,14 @@ func charts(r *results, m machine) []byte {
 	poolers := []string{pgbouncerTarget, sidecarTarget}
 	everybody := []string{directTarget, pgbouncerTarget, sidecarTarget}
 	var panels []panel
-	for _, protocol := range []string{"simple", "ext"} {
+	for _, long := range []string{"simple", "extended", "prepared"} {
 		var cases []string
 		for _, clients := range []string{"1", "16", "64", "200"} {
-			cases = append(cases, protocol+"-"+clients)
+			cases = append(cases, short[long]+"-"+clients)
 		}
-		long := map[string]string{"simple": "simple", "ext": "extended"}[protocol]
+		if !r.has(cases[0]) {
+			continue
+		}
 		panels = append(panels,
 			panel{"CPU of the pooler, µs per transaction, " + long, cpuMetric, cases, poolers},
 			panel{"transactions per second, " + long, tpsMetric, cases, everybody},

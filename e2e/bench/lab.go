@@ -18,6 +18,7 @@ type lab struct {
 	dir                string
 	sidecar, pgbouncer string
 	postgres           *pgtest.Server
+	prepares           bool       // PgBouncer follows prepared statements
 	verifier           string     // of the guest's password
 	keys               scram.Keys // of the same, so that the client's part of a login costs little
 }

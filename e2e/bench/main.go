@@ -126,6 +126,10 @@ func run(ctx context.Context, s settings) error {
 
 	env := environment(ctx, s, lab)
 	fmt.Println(env)
+	if lab.prepares = prepares(env.pgbouncer); !lab.prepares && slices.Contains(s.targets, pgbouncerTarget) {
+		fmt.Fprintf(os.Stderr, "bench: %s follows no prepared statements, so that protocol is left out\n", env.pgbouncer)
+		s.cases = slices.DeleteFunc(s.cases, func(name string) bool { return strings.HasPrefix(name, short["prepared"]) })
+	}
 	results := &results{}
 	for round := range s.rounds {
 		// Each round begins with another target, so that none always runs first, when the machine is coolest.

@@ -26,6 +26,11 @@ func (r *results) add(name, target string, round int, found sample) {
 	r.rows = append(r.rows, row{name, target, round, found})
 }
 
+// has tells whether a case was measured.
+func (r *results) has(name string) bool {
+	return slices.ContainsFunc(r.rows, func(row row) bool { return row.name == name })
+}
+
 // values of one metric, in the order of the rounds.
 func (r *results) values(name, target, metric string) []float64 {
 	var all []float64
@@ -88,13 +93,15 @@ type bar struct {
 }
 
 var (
-	busy = []string{"simple-16", "simple-64", "simple-200", "ext-16", "ext-64", "ext-200"}
-	bars = []bar{
+	busy     = []string{"simple-16", "simple-64", "simple-200", "ext-16", "ext-64", "ext-200", "prep-16", "prep-64", "prep-200"}
+	prepared = []string{"prep-16", "prep-64", "prep-200"}
+	bars     = []bar{
 		{cases: []string{"simple-16", "ext-16"}, metric: cpuMetric, most: 1},
 		{cases: []string{"simple-64", "simple-200", "ext-64", "ext-200"}, metric: cpuMetric, most: 0.92},
+		{cases: prepared, metric: cpuMetric, most: 1},
 		{cases: busy, metric: tpsMetric, least: 1},
 		{cases: busy, metric: p99Metric, most: 1},
-		{cases: []string{"simple-1", "ext-1"}, metric: meanMetric, most: 1.10},
+		{cases: []string{"simple-1", "ext-1", "prep-1"}, metric: meanMetric, most: 1.10},
 		{cases: []string{stormCase}, metric: loginsMetric, least: 1},
 		{cases: []string{largeCase}, metric: rateMetric, least: 1},
 		{cases: []string{largeCase}, metric: growthMetric, most: 8 << 10, plain: true},

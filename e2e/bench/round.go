@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -15,12 +14,15 @@ const (
 	memoryCase = "memory"
 )
 
+// short are the beginnings of cases' names, by pgbench's name of the protocol.
+var short = map[string]string{"simple": "simple", "extended": "ext", "prepared": "prep"}
+
 // relayCases by name: "simple-16" is pgbench's simple protocol with 16 clients.
 func relayCases() (names []string, cases map[string]relayCase) {
 	cases = map[string]relayCase{}
-	for _, protocol := range []string{"simple", "extended"} {
+	for _, protocol := range []string{"simple", "extended", "prepared"} {
 		for _, clients := range []int{1, 16, 64, 200} {
-			name := fmt.Sprintf("%s-%d", strings.TrimSuffix(protocol, "ended"), clients)
+			name := fmt.Sprintf("%s-%d", short[protocol], clients)
 			names = append(names, name)
 			cases[name] = relayCase{protocol, clients}
 		}

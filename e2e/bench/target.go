@@ -95,6 +95,9 @@ func (l *lab) start(ctx context.Context, name, authType string) (instance, error
 	if name != sidecarTarget {
 		binary, template, file, user = l.pgbouncer, pgbouncerConfig, "pgbouncer.ini", daemon.Unprivileged("postgres", "nobody")
 	}
+	if name != sidecarTarget && l.prepares {
+		template += "max_prepared_statements = 200\n"
+	}
 	users := filepath.Join(dir, "userlist.txt")
 	config := filepath.Join(dir, file)
 	text := fmt.Sprintf(template, database, l.postgres.Port, owner, port, authType, users, poolSize, maxClients)
@@ -141,6 +144,13 @@ func (f fleet) stop() {
 	for _, i := range f {
 		i.stop()
 	}
+}
+
+// prepares says whether a PgBouncer follows prepared statements, as it does from 1.21 on. Source: its changelog.
+func prepares(version string) bool {
+	var major, minor int
+	n, err := fmt.Sscanf(version, "PgBouncer %d.%d", &major, &minor)
+	return err == nil && n == 2 && (major > 1 || minor >= 21)
 }
 
 // version is the first line a binary says about itself.
