@@ -76,6 +76,12 @@ fuzz: ## every fuzz target for FUZZTIME each
 		$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$${file%/*}" || exit 1; \
 	done
 
+SOAK := 1h
+
+.PHONY: soak
+soak: deps-postgres ## random sessions compared with PostgreSQL's own for SOAK, by default an hour
+	$(GO) test -count=1 -timeout 24h -run '^TestSessionsThroughThePooler' -v ./pkg/proxy -args -differential $(SOAK)
+
 .PHONY: bench
 bench: deps-postgres deps-pgbouncer sidecar ## PostgreSQL, PgBouncer and the sidecar in turn; results in docs/benchmarks (BENCH_FLAGS=-h)
 	@$(GO) build -o $(BIN)/bench ./e2e/bench

@@ -46,6 +46,7 @@ func settings(cfg *config.Config) (*proxy.Settings, error) {
 		Tracked:         cfg.Session.Track,
 		IgnoreStartup:   cfg.Session.IgnoreStartup,
 
+		QueryWaitNotify:      cfg.Timeouts.QueryWaitNotify,
 		ServerCheckQuery:     checkQuery,
 		ClientLoginTimeout:   cfg.Timeouts.ClientLogin,
 		ServerConnectTimeout: cfg.Server.ConnectTimeout,
@@ -109,6 +110,9 @@ func route(cfg *config.Config, r config.Route, checks bool) proxy.Route {
 			CheckDelay: cfg.Server.CheckDelay, Check: checks, Reset: r.ResetQuery != "", RoundRobin: cfg.Server.RoundRobin,
 			// A forced user needs no client to be known.
 			KeepWarm: r.Entry.User != "", MaxConnecting: cfg.Pool.MaxConnecting, LoginRetry: cfg.Server.LoginRetry,
+		},
+		Timeouts: proxy.Timeouts{
+			Query: r.Query, Transaction: r.Transaction, IdleTransaction: r.IdleTransaction, Idle: r.ClientIdle,
 		},
 		MaxDatabaseBackends: r.MaxDatabaseServers, MaxDatabaseClients: r.MaxDatabaseClients,
 		MaxUserBackends: r.MaxUserServers, MaxUserClients: r.MaxUserClients,

@@ -40,10 +40,10 @@ var perUser = []setting[User]{
 	{key: "max_user_connections", field: func(u *User) any { return &u.MaxServers }, doc: "instead of max_user_connections"},
 	{key: "max_user_client_connections", field: func(u *User) any { return &u.MaxClients }, doc: "instead of max_user_client_connections"},
 	{key: "query_wait_timeout", field: func(u *User) any { return &u.QueryWait }, doc: "instead of query_wait_timeout"},
-	{key: "query_timeout", traits: inert, field: func(u *User) any { return &u.Query }, doc: "instead of query_timeout"},
-	{key: "idle_transaction_timeout", traits: inert, field: func(u *User) any { return &u.IdleTransaction }, doc: "instead of idle_transaction_timeout"},
-	{key: "transaction_timeout", traits: inert, field: func(u *User) any { return &u.Transaction }, doc: "instead of transaction_timeout"},
-	{key: "client_idle_timeout", traits: inert, field: func(u *User) any { return &u.ClientIdle }, doc: "instead of client_idle_timeout"},
+	{key: "query_timeout", field: func(u *User) any { return &u.Query }, doc: "instead of query_timeout"},
+	{key: "idle_transaction_timeout", field: func(u *User) any { return &u.IdleTransaction }, doc: "instead of idle_transaction_timeout"},
+	{key: "transaction_timeout", field: func(u *User) any { return &u.Transaction }, doc: "instead of transaction_timeout"},
+	{key: "client_idle_timeout", field: func(u *User) any { return &u.ClientIdle }, doc: "instead of client_idle_timeout"},
 }
 
 // perPeer are the settings of an entry of peers.

@@ -71,6 +71,7 @@ type client struct {
 	state    clientState
 	readable bool
 	hungUp   bool // the client has closed its side; reading to the end tells when everything has been read
+	notified bool // was told that it queues
 	held     bool // linked, but its request waits until its parameters are set
 	dead     bool // a write failed
 	isUnix   bool
@@ -82,6 +83,8 @@ type client struct {
 	since     time.Duration // of the connection
 	started   time.Duration // of the transaction under way, queueing included; 0 is none
 	asked     time.Duration // of the query under way, likewise
+	quiet     time.Duration // when the last answer was complete
+	timeouts  *Timeouts     // nil before login
 	lingering int
 }
 

@@ -403,6 +403,9 @@ func (c *client) welcome() {
 	out = pgwire.AppendReady(out, pgwire.StatusIdle)
 	c.write(out)
 	c.p.loop.Buffers.Return(out)
+	c.quiet = c.p.now()
+	c.timeouts = c.pooled.timeoutsOf(&l.route)
+	c.p.timed(c.timeouts.shortest())
 	c.login = nil
 	c.state = stateIdle
 	c.counters().Logins++

@@ -59,6 +59,9 @@ type Proxy struct {
 
 	assembly, answers []byte // see batch
 
+	sweepTimer eventloop.Timer
+	late       []expiry
+
 	effects  []pool.Effect
 	settling bool
 	tick     eventloop.Timer
@@ -82,6 +85,7 @@ type pooled struct {
 	welcome     session.Params
 	haveWelcome bool
 	greeting    greeting
+	others      map[Timeouts]*Timeouts // of clients that have others than route's
 	statements  session.Statements
 	// refusal is the server's last word to a login that failed for good.
 	refusal *LoginError
@@ -258,6 +262,7 @@ func (p *Proxy) reload(set *Settings) {
 		route.Pool.Server = route.server()
 		old := pl.route
 		pl.route = route
+		p.timed(route.Timeouts.shortest())
 		p.setLimits(&route)
 		p.pools.Reconfigure(now, bp, route.Pool)
 		if old.Pool.Server != route.Pool.Server || old.DBName != route.DBName || old.Password != route.Password || !maps.Equal(old.Startup, route.Startup) {

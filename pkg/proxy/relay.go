@@ -118,6 +118,8 @@ func (c *client) acquire() bool {
 	b := c.pc.Backend()
 	if b == nil {
 		c.state = stateWaiting
+		c.notified = false
+		c.p.timed(c.p.set.QueryWaitNotify)
 		return false
 	}
 	s := b.Ref.(*server)
@@ -156,7 +158,8 @@ func (c *client) attach(s *server) {
 // answered: nothing is outstanding.
 func (c *client) answered() {
 	if c.asked != 0 {
-		c.pooled.counts.QueryTime += c.p.now() - c.asked
+		c.quiet = c.p.now()
+		c.pooled.counts.QueryTime += c.quiet - c.asked
 		c.asked = 0
 	}
 }

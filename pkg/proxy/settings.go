@@ -53,6 +53,9 @@ type Route struct {
 	Pool       pool.Settings // Server is filled in by the proxy
 	ResetQuery string        // "" when none runs; Pool.Reset says the same
 
+	// Timeouts are those of the client that logged in.
+	Timeouts Timeouts
+
 	// Limits shared with other pools; 0 is none.
 	MaxDatabaseBackends, MaxDatabaseClients int
 	MaxUserBackends, MaxUserClients         int
@@ -80,7 +83,8 @@ type Settings struct {
 	IgnoreStartup []string
 
 	ServerCheckQuery     string        // "" is an empty Query
-	ClientLoginTimeout   time.Duration // 0 is none, here and below
+	QueryWaitNotify      time.Duration // a client that queues for so long is told; 0 is none, here and below
+	ClientLoginTimeout   time.Duration
 	ServerConnectTimeout time.Duration
 	ServerCloseTimeout   time.Duration // how long a closing server connection may take to end
 	CancelWaitTimeout    time.Duration

@@ -14,6 +14,7 @@ type Counters struct {
 	Logins             uint64 // that succeeded
 	LoginFailures      uint64
 	WaitFailures       uint64 // clients that got no server connection
+	Timeouts           uint64 // clients whose time was over, see Timeouts
 	ProtocolViolations uint64 // of clients
 	ServerViolations   uint64 // of servers
 	ServerCrashes      uint64 // server connections lost while a client used them

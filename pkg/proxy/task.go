@@ -178,6 +178,7 @@ func (s *server) cleanUp() {
 		s.discard(pool.ClientLeftQuerying)
 	case session.Done:
 		s.task = taskNone
+		s.p.loop.Unset(&s.timer)
 		s.awaitsCancels = s.cancels > 0
 		switch q := s.pooled.route.ResetQuery; {
 		case s.awaitsCancels:

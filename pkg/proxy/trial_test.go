@@ -153,6 +153,7 @@ func TestAClientThatLeavesDuringItsTrialLeavesTheTurnToTheNext(t *testing.T) {
 		})
 		p := startProxy(t, passthroughSettings("127.0.0.1", f.Port(), func(r *Route) { r.Pool.LoginRetry = 100 * time.Millisecond }))
 		leave(t, p, func(s Snapshot) bool { return len(s.Pools) == 1 && s.Pools[0].Stats.Waiting == 1 })
+		p.await("no attempt with its password is under way", func(s Snapshot) bool { return s.Counters.Dials == s.Counters.DialFailures })
 		open.Store(true)
 		p.admitted(t, "app", "right")
 		if n := v.tried("wrong"); n != 0 {

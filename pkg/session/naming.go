@@ -1,6 +1,7 @@
 package session
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/pgberth/pgberth/pkg/pgwire"
@@ -150,14 +151,14 @@ func (l *Link) Parse(name string, body []byte, params Params) Naming {
 	s := g.prepared.registry.find(body, params)
 	made := g.names.define(name, s)
 	there := g.prepared.use(s)
-	if there && l.status != pgwire.StatusFailed {
+	if there && l.status != pgwire.StatusFailed && !slices.ContainsFunc(l.queue[l.head:], request.ends) {
 		l.note(undo{defined: name, of: s})
 		l.push(reqParse | local | named)
 		return Naming{Local: true}
 	}
 	n := Naming{Name: s.name}
 	if there {
-		// Only the server can tell whether a failed transaction lets it through.
+		// Only the server can tell whether a failed transaction lets it through, and an earlier batch may fail yet.
 		n.Evict = s
 		l.evict(s)
 	} else {
