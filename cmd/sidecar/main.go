@@ -33,6 +33,7 @@ const usage = `usage:
   sidecar check [FILE] [--key=value …]
                                   print the effective settings and where each came from
   sidecar healthz                 exit 0 when the sidecar of this configuration is ready
+  sidecar scram USER              print the user list's line for a password that is asked for, or read from standard input
   sidecar version
   sidecar help                    list every --key=value
 `
@@ -43,6 +44,12 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 		switch args[0] {
 		case "run", "check", "healthz":
 			verb, rest = args[0], args[1:]
+		case "scram":
+			if err := printVerifier(args[1:], os.Stdin, stdout, stderr); err != nil {
+				_, _ = fmt.Fprintln(stderr, "sidecar:", err)
+				return exitUsage
+			}
+			return 0
 		case "version", "--version", "-V":
 			_, _ = fmt.Fprintln(stdout, versionLine())
 			return 0

@@ -173,13 +173,20 @@ func TestARelayedTransactionAllocatesNothing(t *testing.T) {
 					}
 					const warm, many = 200, 1000
 					work(warm)
-					var before, after runtime.MemStats
-					runtime.ReadMemStats(&before)
-					work(many)
-					runtime.ReadMemStats(&after)
-					// A few come from the runtime and from the clock, however many transactions there are.
-					if n := after.Mallocs - before.Mallocs; n > many/20 {
-						t.Errorf("%d transactions made %d allocations", many, n)
+					// A few come from the runtime and from the clock, however many transactions there are, and sometimes some
+					// from what earlier tests left behind: what a transaction costs comes each time.
+					least := uint64(many)
+					for range 3 {
+						var before, after runtime.MemStats
+						runtime.ReadMemStats(&before)
+						work(many)
+						runtime.ReadMemStats(&after)
+						if least = min(least, after.Mallocs-before.Mallocs); least <= many/20 {
+							break
+						}
+					}
+					if least > many/20 {
+						t.Errorf("%d transactions made %d allocations", many, least)
 					}
 					if s := p.state(); s.BuffersLent != 0 || s.BytesLent != 0 {
 						t.Errorf("%d buffers of %d bytes are lent when nothing is pending", s.BuffersLent, s.BytesLent)
