@@ -71,12 +71,14 @@ func (c *client) relay(buf []byte) (rest []byte) {
 					return nil
 				}
 				if done = !plain; done && taken == 0 {
-					c.sends(&b, buf, off)
-					if c.stalled || size <= wholeMessage {
-						return buf[off:]
+					if !c.stalled && typ == pgwire.Parse && size > wholeMessage && size <= maxStatementText && nameThere(buf[off:]) {
+						// Before what is told to the client has it lose its server connection.
+						c.gather, c.gathers = append(make([]byte, 0, size), buf[off:]...), size
+						c.sends(&b, buf, off)
+						return nil
 					}
-					c.gather, c.gathers = append(make([]byte, 0, size), buf[off:]...), size
-					return nil
+					c.sends(&b, buf, off)
+					return buf[off:]
 				}
 			case pgwire.Query:
 				c.server.unnamedOf, c.lastParse, b.parsed = c.id, nil, nil // it drops the unnamed statement
@@ -182,4 +184,10 @@ func (c *client) counted() {
 		c.pooled.counts.TransactionTime += c.p.now() - c.started
 		c.started = 0
 	}
+}
+
+// nameThere tells whether the name in the beginning of a Parse is there.
+func nameThere(msg []byte) bool {
+	_, _, ok := pgwire.StatementName(pgwire.Parse, msg[pgwire.HeaderSize:])
+	return ok
 }

@@ -243,7 +243,7 @@ func (s *server) process(buf []byte) (rest []byte) {
 			}
 		}
 	}
-	if tracks {
+	if tracks && s.remain == 0 {
 		s.localsBefore(&b, buf, off)
 	}
 	s.forwards(&b, buf, off)

@@ -97,6 +97,9 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 		c.unnamed(b, buf, off, typ, body, whole)
 		return 0, true, nil
 	}
+	if typ == pgwire.Close && pgwire.HeaderSize+to+1 != size {
+		return 0, true, nil // PostgreSQL refuses it; taken apart, the rest of it would reach the server as it is
+	}
 	link := &c.server.link
 	if link.Unsure() {
 		c.stalled = true
@@ -205,9 +208,11 @@ func (c *client) sends(b *batch, buf []byte, off int) {
 	if s == nil {
 		return
 	}
-	if out := s.locals(nil); len(out) > 0 {
-		c.write(out)
-		b.told = true
+	if s.remain == 0 { // else in the middle of a message; what comes next brings them along
+		if out := s.locals(nil); len(out) > 0 {
+			c.write(out)
+			b.told = true
+		}
 	}
 	if b.told {
 		s.progress()

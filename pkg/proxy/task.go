@@ -160,6 +160,8 @@ func (s *server) release() {
 
 // cleanUp says the next thing in the place of a client that has left.
 func (s *server) cleanUp() {
+	for _, ok := s.link.Local(); ok; _, ok = s.link.Local() { // nobody is there to be told
+	}
 	switch s.link.Abandon() {
 	case session.Wait:
 	case session.SayCopyFail:
