@@ -64,7 +64,6 @@ type client struct {
 	names                session.Names // of prepared statements
 	plannedOf, plannedAs session.Params
 	stalled              bool   // the next message must wait for an answer
-	lastParse            []byte // the unnamed statement, if another transaction may use it: what follows the name
 	gather               []byte // the beginning of a large Parse
 	gathers              int    // how long it will be
 
@@ -348,7 +347,7 @@ func (c *client) forget(reason string) {
 		c.p.dropProof(c)
 	}
 	c.names.Clear()
-	c.lastParse, c.gather, c.gathers = nil, nil, 0
+	c.gather, c.gathers = nil, 0
 	if c.key != (cancelKey{}) {
 		delete(c.p.keys, c.key)
 		c.key = cancelKey{}

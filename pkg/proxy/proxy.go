@@ -5,8 +5,8 @@
 // loop. A client's login runs in the loop: it is a handful of small messages, and thousands at once must not cost a
 // goroutine and its stack each; only deriving a key from a password is done outside.
 //
-// It refuses to know where its settings come from, that Kubernetes exists, or why its capacity changes; it never parses
-// SQL or decodes rows, and it never exits the process.
+// It refuses to know where its settings come from, that Kubernetes exists, or why its capacity changes; it never decodes
+// rows, of SQL it reads DEALLOCATE and DISCARD ALL and nothing else, and it never exits the process.
 package proxy
 
 import (

@@ -60,6 +60,13 @@ func (c *client) relay(buf []byte) (rest []byte) {
 			}
 		}
 		c.held = false
+		if c.asked == 0 { // from its first byte: who has a server connection and says no more has its time run too
+			c.asked = c.p.now()
+			c.pooled.counts.Queries++
+			if c.started == 0 {
+				c.started = c.asked
+			}
+		}
 		take := min(size, len(buf)-off)
 		done := false
 		if c.server.link.Tracks() {
@@ -81,7 +88,8 @@ func (c *client) relay(buf []byte) (rest []byte) {
 					return buf[off:]
 				}
 			case pgwire.Query:
-				c.server.unnamedOf, c.lastParse, b.parsed = c.id, nil, nil // it drops the unnamed statement
+				b.parsed = nil // it drops the unnamed statement
+				c.names.KeepUnnamed(nil)
 				done = c.deallocate(&b, buf, off, size)
 			}
 		}
@@ -89,13 +97,6 @@ func (c *client) relay(buf []byte) (rest []byte) {
 			if err := c.server.link.Sent(typ); err != nil {
 				c.violation(b.bytes(buf, off), err)
 				return nil
-			}
-		}
-		if c.asked == 0 {
-			c.asked = c.p.now()
-			c.pooled.counts.Queries++
-			if c.started == 0 {
-				c.started = c.asked
 			}
 		}
 		off += take

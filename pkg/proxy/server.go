@@ -31,9 +31,7 @@ type server struct {
 	reports session.Params // as they were at the login: what it does not report then it never reports
 	task    task
 	failed  *pgwire.ErrorFields // what the task's query met
-	// unnamedOf is the client that said last what the unnamed prepared statement is, or that there is none; 0: another's.
-	unnamedOf uint64
-	fatal     bool // it has told the client why it ends
+	fatal   bool                // it has told the client why it ends
 
 	in       []byte // lent; read, not yet handled
 	out      []byte // lent; not yet written, from outAt on
@@ -223,7 +221,7 @@ func (s *server) process(buf []byte) (rest []byte) {
 			s.failed = &f
 		case typ == pgwire.ErrorResponse:
 			s.fatal = isFatal(body)
-			if other := s.translated(body); other != nil && size <= wholeMessage {
+			if other := s.translated(body); other != nil && end == off+size && size <= wholeMessage {
 				b.keep(buf, off)
 				b.out = append(b.out, other...)
 				b.from = end
@@ -290,6 +288,9 @@ func (s *server) reported(body []byte) {
 	canonical, tracked := s.p.tracked.Canonical(name)
 	if tracked {
 		s.params = s.params.With(canonical, value)
+		if canonical != "application_name" {
+			s.link.Changed()
+		}
 		if c := s.client; c != nil && s.task == taskNone {
 			c.params = c.params.With(canonical, value)
 		}
@@ -313,7 +314,7 @@ func (s *server) progress() {
 	if len(c.out) > 0 {
 		return
 	}
-	if c.stalled && !s.link.Unsure() {
+	if c.stalled && !s.link.Unsure() && !s.link.UnsureUnnamed() {
 		c.stalled = false
 		s.p.loop.Again(&c.conn)
 	}

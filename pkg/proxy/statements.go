@@ -3,7 +3,6 @@ package proxy
 import (
 	"bytes"
 	"fmt"
-	"strings"
 
 	"github.com/pgberth/pgberth/pkg/eventloop"
 	"github.com/pgberth/pgberth/pkg/pgwire"
@@ -14,12 +13,14 @@ import (
 const (
 	// maxStatementText is the longest Parse of a named statement, in bytes: it is kept for other server connections.
 	maxStatementText = 1 << 20
+	// maxNamedBytes is how much the names and texts of a client's prepared statements may take together.
+	maxNamedBytes = 16 << 20
+	// maxNamedPending is how many requests about named statements may wait for an answer of the server's.
+	maxNamedPending = 1 << 14
 	// maxLastParse is the longest text of an unnamed statement, in bytes, that a later transaction may use.
 	maxLastParse = 16 << 10
 	// namesPerPrepared is how many names a client may give for each statement that a server connection may have.
 	namesPerPrepared = 10
-	// longestDeallocate is the longest Query, in bytes, that is looked at for DEALLOCATE.
-	longestDeallocate = 256
 	// longestTag is the longest CommandComplete, in bytes, that is looked at for the same.
 	longestTag = 32
 )
@@ -94,8 +95,7 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 	case !ok:
 		return 0, false, nil
 	case from == to:
-		c.unnamed(b, buf, off, typ, body, whole)
-		return 0, true, nil
+		return c.unnamed(b, buf, off, typ, msg, whole)
 	}
 	if typ == pgwire.Close && pgwire.HeaderSize+to+1 != size {
 		return 0, true, nil // PostgreSQL refuses it; taken apart, the rest of it would reach the server as it is
@@ -104,6 +104,9 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 	if link.Unsure() {
 		c.stalled = true
 		return 0, false, nil
+	}
+	if link.Pending() >= maxNamedPending {
+		return 0, false, fmt.Errorf("more than %d requests about prepared statements in flight", maxNamedPending)
 	}
 	name := body[from:to]
 	var n session.Naming
@@ -114,15 +117,17 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 			return 0, false, fmt.Errorf("prepared statement of %d bytes, allowed are %d", size, maxStatementText)
 		case !whole:
 			return 0, false, nil
-		case c.names.Len() >= namesPerPrepared*c.p.set.MaxPrepared:
+		case c.names.Len() >= namesPerPrepared*link.Limit():
 			return 0, false, fmt.Errorf("more than %d prepared statements in one session (%d times max_prepared_statements)",
 				c.names.Len(), namesPerPrepared)
+		case c.names.Size()+len(body) > maxNamedBytes:
+			return 0, false, fmt.Errorf("prepared statements of more than %d bytes in one session", maxNamedBytes)
 		}
 		n = link.Parse(string(name), body[to+1:], c.planned())
 	case pgwire.Close:
 		n = link.CloseStatement(name)
 	default:
-		n = link.Use(typ, name)
+		n = link.Use(typ, name, c.planned())
 	}
 	b.keep(buf, off)
 	b.from = off + len(msg)
@@ -138,40 +143,37 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 	return len(msg), false, nil
 }
 
-// unnamed handles a message about the unnamed statement. It is left alone as long as it is prepared and used in one
-// transaction. Some drivers prepare it in one and use it in the next: then it is prepared again where it is missing, and
-// that of another client is never used.
-func (c *client) unnamed(b *batch, buf []byte, off int, typ byte, body []byte, whole bool) {
-	s := c.server
+// unnamed handles a message about the unnamed statement, like named; one about a portal is plain.
+func (c *client) unnamed(b *batch, buf []byte, off int, typ byte, msg []byte, whole bool) (taken int, plain bool, err error) {
+	body, link := msg[pgwire.HeaderSize:], &c.server.link
+	portal := (typ == pgwire.Describe || typ == pgwire.Close) && body[0] != 'S'
 	switch {
-	case typ == pgwire.Parse:
-		s.unnamedOf, c.lastParse, b.parsed = c.id, nil, nil
-		if whole {
+	case portal:
+		return 0, true, nil
+	case typ == pgwire.Parse, typ == pgwire.Close:
+		link.SetUnnamed(typ)
+		b.parsed = nil
+		if typ == pgwire.Parse && whole {
 			b.parsed = body[1:]
 		}
-		return
-	case typ == pgwire.Close && body[0] == 'S':
-		s.unnamedOf, c.lastParse, b.parsed = c.id, nil, nil
-		return
-	case typ == pgwire.Bind, typ == pgwire.Describe && body[0] == 'S':
-	default:
-		return
+		return len(msg), false, nil
+	case link.UnsureUnnamed():
+		c.stalled = true
+		return 0, false, nil
 	}
+	u := link.UseUnnamed(typ)
 	if typ == pgwire.Bind {
 		b.parsed = nil
 	}
-	if s.unnamedOf == c.id {
-		return
+	if u.Prepare != nil || u.Close {
+		b.keep(buf, off)
 	}
-	s.unnamedOf = c.id
-	b.keep(buf, off)
-	if c.lastParse != nil {
-		s.link.Prepares()
-		b.out = pgwire.AppendParse(b.out, "", string(c.lastParse))
-	} else {
-		s.link.Closes()
+	if u.Prepare != nil {
+		b.out = pgwire.AppendParse(b.out, "", string(u.Prepare))
+	} else if u.Close {
 		b.out = pgwire.AppendCloseStatement(b.out, "")
 	}
+	return len(msg), false, nil
 }
 
 // gathered collects a Parse that is larger than what is read at once. It returns what is behind it, and true when it is
@@ -185,22 +187,18 @@ func (c *client) gathered(buf []byte) (rest []byte, done bool) {
 	whole := c.gather
 	c.gather, c.gathers = nil, 0
 	b := c.p.assemble()
-	_, plain, err := c.named(&b, whole, 0, pgwire.Parse, len(whole))
-	if plain && err == nil {
-		err = c.server.link.Sent(pgwire.Parse)
-	}
-	if err != nil {
+	if _, _, err := c.named(&b, whole, 0, pgwire.Parse, len(whole)); err != nil {
 		c.excess(nil, err)
 		return nil, false
 	}
 	c.sends(&b, whole, len(whole))
-	return buf[n:], true
+	return buf[n:], c.state == stateLinked || c.state == stateIdle
 }
 
 // sends forwards a batch up to off, then says what the pooler itself has to answer if nothing of the server's comes first.
 func (c *client) sends(b *batch, buf []byte, off int) {
 	if b.parsed != nil && len(b.parsed) <= maxLastParse {
-		c.lastParse = bytes.Clone(b.parsed)
+		c.names.KeepUnnamed(b.parsed)
 	}
 	c.send(b.bytes(buf, off))
 	c.p.assembled(b)
@@ -234,106 +232,12 @@ func (c *client) closeUnlinked(msg []byte, size int) bool {
 	}
 	body := msg[pgwire.HeaderSize:size]
 	from, to, ok := pgwire.StatementName(pgwire.Close, body)
-	if !ok || from == to {
+	if !ok || from == to || pgwire.HeaderSize+to+1 != size {
 		return false
 	}
 	c.names.Forget(body[from:to])
 	c.write(pgwire.AppendEmpty(nil, pgwire.CloseComplete))
 	return true
-}
-
-// deallocate looks whether a simple Query is nothing but DEALLOCATE or DISCARD, and follows what that does to prepared
-// statements. It returns true when the message has been dealt with.
-func (c *client) deallocate(b *batch, buf []byte, off, size int) bool {
-	if size > longestDeallocate || len(buf)-off < size {
-		return false
-	}
-	words := bytes.TrimLeft(buf[off+pgwire.HeaderSize:off+size], " \t\r\n\f")
-	if len(words) < 8 || words[0]|0x20 != 'd' {
-		return false
-	}
-	what, name := readDeallocate(string(bytes.TrimRight(words, "\x00")))
-	link := &c.server.link
-	switch what {
-	case purges:
-		link.Purge()
-		return true
-	case deallocates:
-		n := link.Deallocate(name)
-		if n.Local || n.Name != "" {
-			b.keep(buf, off)
-			b.from = off + size
-		}
-		if n.Local {
-			answer := pgwire.AppendCommandComplete(nil, "DEALLOCATE")
-			c.write(pgwire.AppendReady(answer, link.Status()))
-			b.told = true
-		} else if n.Name != "" {
-			b.out = pgwire.AppendQuery(b.out, "DEALLOCATE "+n.Name)
-		}
-		return true
-	}
-	return false
-}
-
-type deallocation uint8
-
-const (
-	nothing     deallocation = iota
-	purges                   // all statements
-	deallocates              // one
-)
-
-// readDeallocate reads a statement that is only DEALLOCATE or DISCARD ALL; anything else is nothing.
-func readDeallocate(sql string) (deallocation, string) {
-	sql = strings.TrimRight(sql, "; \t\r\n\f")
-	verb, rest := word(sql)
-	switch strings.ToUpper(verb) {
-	case "DISCARD":
-		if what, end := word(rest); strings.EqualFold(what, "ALL") && end == "" {
-			return purges, ""
-		}
-	case "DEALLOCATE":
-		what, end := word(rest)
-		if strings.EqualFold(what, "PREPARE") && end != "" {
-			what, end = word(end)
-		}
-		if end != "" || what == "" {
-			return nothing, ""
-		}
-		if strings.EqualFold(what, "ALL") {
-			return purges, ""
-		}
-		if quoted, ok := strings.CutPrefix(what, `"`); ok {
-			return deallocates, strings.ReplaceAll(strings.TrimSuffix(quoted, `"`), `""`, `"`)
-		}
-		return deallocates, strings.ToLower(what)
-	}
-	return nothing, ""
-}
-
-// word cuts the first word off: letters, digits and _, or a quoted identifier.
-func word(sql string) (first, rest string) {
-	sql = strings.TrimLeft(sql, " \t\r\n\f")
-	end := 0
-	if strings.HasPrefix(sql, `"`) {
-		for end = 1; end < len(sql); end++ {
-			if sql[end] != '"' {
-				continue
-			}
-			if end+1 == len(sql) || sql[end+1] != '"' {
-				end++
-				return sql[:end], strings.TrimLeft(sql[end:], " \t\r\n\f")
-			}
-			end++
-		}
-		return "", sql
-	}
-	for end < len(sql) && (sql[end] == '_' || sql[end] >= 0x80 || sql[end] == '$' && end > 0 ||
-		'0' <= sql[end] && sql[end] <= '9' || 'a' <= sql[end]|0x20 && sql[end]|0x20 <= 'z') {
-		end++
-	}
-	return sql[:end], strings.TrimLeft(sql[end:], " \t\r\n\f")
 }
 
 // locals appends what the pooler has to answer in the server's place now.

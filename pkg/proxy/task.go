@@ -27,7 +27,6 @@ const (
 func (s *server) run(t task, sql string) {
 	s.task = t
 	s.failed = nil
-	s.unnamedOf = 0
 	_ = s.link.Sent(pgwire.Query) // always allowed
 	s.write(pgwire.AppendQuery(nil, sql))
 }

@@ -103,7 +103,7 @@ func (c *client) overdue() (code, message string, over bool) {
 	switch {
 	case c.state == stateIdle && past(t.Idle, c.quiet):
 		return "57P05", "terminating connection due to idle-session timeout (client_idle_timeout)", true
-	case c.state != stateLinked || c.held:
+	case c.server == nil: // idle, waiting, or on its way out
 	case c.asked != 0 && past(t.Query, c.asked):
 		return "57014", "canceling statement due to statement timeout (query_timeout)", true
 	case c.asked == 0 && c.server.link.Status() != pgwire.StatusIdle && past(t.IdleTransaction, c.quiet):

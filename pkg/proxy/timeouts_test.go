@@ -66,6 +66,7 @@ func TestAWaiterIsToldOnceThatItQueues(t *testing.T) {
 	if m := waiter.until('N'); !strings.Contains(string(m.body), "client being queued") {
 		t.Errorf("the notice says %q", m.body)
 	}
+	p.await("it waits on", func(s Snapshot) bool { return s.Pools[0].OldestWait > 4*sweepMost })
 	holder.ask("commit")
 	for {
 		m, err := waiter.hear()
@@ -114,5 +115,25 @@ func TestChangedTimeoutsHoldForClientsThatAreThere(t *testing.T) {
 	p.reloaded(t, with(Timeouts{Idle: 50 * time.Millisecond}))
 	if _, errs := r.ending(); len(errs) != 1 || errs[0].Code != "57P05" {
 		t.Errorf("got %+v", errs)
+	}
+}
+
+func TestNobodyHoldsAServerConnectionBeyondItsTime(t *testing.T) {
+	half := parsePacket("s", strings.Repeat("x", 30_000))
+	for name, hold := range map[string][]byte{
+		"who has said goodbye":  append(packet('Q', "select pg_sleep(60)\x00"), packet('X', "")...),
+		"who sends half a text": half[:holdSize+1000],
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := pooledPostgres(t, func(r *Route) { r.Pool.Size, r.Timeouts = 1, Timeouts{Query: 300 * time.Millisecond} })
+			r := p.raw(t).login().send(hold)
+			p.await("it holds the server connection", func(s Snapshot) bool { return s.Pools[0].Stats.Active == 1 })
+			if got := p.raw(t).login().ask("select 7"); got != "7" {
+				t.Errorf("the next client got %q", got)
+			}
+			if _, errs := r.ending(); len(errs) != 1 || errs[0].Code != "57014" {
+				t.Errorf("it got %+v", errs)
+			}
+		})
 	}
 }

@@ -14,7 +14,7 @@ import (
 )
 
 // request is what the server owes one answer for; the sequence of them is a FIFO because the server answers in order.
-type request uint8
+type request uint16
 
 const (
 	reqParse    request = 1 + iota
@@ -40,6 +40,8 @@ const (
 	named
 	// renamed: it went under another name than the client's.
 	renamed
+	// unnamed: it changes what the unnamed prepared statement is.
+	unnamed
 
 	kinds = own - 1
 )
@@ -150,6 +152,8 @@ func (l *Link) Sent(typ byte) error {
 // plain records a request that the server answers with a ReadyForQuery of its own, which also ends an implicit
 // transaction that extended-protocol messages before it have opened.
 func (l *Link) plain(r request) {
+	r |= unnamed // a Query drops it
+	l.naming.unnamed = nil
 	if !l.skips() {
 		l.unsynced = false
 		l.push(r)
@@ -324,6 +328,9 @@ func (l *Link) failed() {
 			if r&named != 0 {
 				undone++
 			}
+			if r&unnamed != 0 {
+				l.naming.mislaid()
+			}
 			if first {
 				l.naming.failing = l.naming.renamedBy(r)
 			}
@@ -410,6 +417,7 @@ func (l *Link) settle() {
 	if l.head == len(l.queue) {
 		l.head = 0
 		l.queue = l.queue[:0]
+		l.naming.settled()
 		// A pipeline of thousands does not keep its memory.
 		if cap(l.queue) > 1024 {
 			l.queue = l.small[:0]

@@ -39,6 +39,10 @@ type naming struct {
 	// renames are the client's names in the renamed requests.
 	renames renames
 	failing *given // of the request that met the last error; nil if it had none
+	// fresh are the statements that were prepared since nothing was under way.
+	fresh []*Statement
+	// unnamed is the client that said last what the connection's unnamed statement is; nil if it is nobody's.
+	unnamed *Names
 }
 
 // renames is a FIFO; names given once are used often.
@@ -99,6 +103,12 @@ func (l *Link) Track(registry *Statements, limit int) {
 	l.naming.limit = limit
 }
 
+// Limit is how many statements the connection may have.
+func (l *Link) Limit() int { return l.naming.limit }
+
+// Pending is how many requests with an effect on names are not known to be carried out.
+func (l *Link) Pending() int { return len(l.naming.undos) - l.naming.undone }
+
 // Prepared is the number of statements that the connection has.
 func (l *Link) Prepared() int { return len(l.naming.prepared.byStatement) }
 
@@ -143,15 +153,16 @@ func (l *Link) Parse(name string, body []byte, params Params) Naming {
 	g := &l.naming
 	if have := g.names.byName[name]; have != nil {
 		// The server knows best what is wrong with it; that there is one of the name is the last thing it looks at.
+		have = l.current(have, params)
 		n := l.provide(have.statement)
 		n.Name = have.statement.name
 		l.rename(reqParse, have)
 		return n
 	}
-	s := g.prepared.registry.find(body, params)
+	s := g.prepared.registry.find(statementKey{string(body), params})
 	made := g.names.define(name, s)
-	there := g.prepared.use(s)
-	if there && l.status != pgwire.StatusFailed && !slices.ContainsFunc(l.queue[l.head:], request.ends) {
+	there, stale := g.prepared.use(s)
+	if there && !stale && l.status != pgwire.StatusFailed && !slices.ContainsFunc(l.queue[l.head:], request.ends) {
 		l.note(undo{defined: name, of: s})
 		l.push(reqParse | local | named)
 		return Naming{Local: true}
@@ -164,14 +175,15 @@ func (l *Link) Parse(name string, body []byte, params Params) Naming {
 	} else {
 		n.Evict = l.makeRoom()
 	}
-	g.prepared.add(s)
+	g.add(s)
 	l.note(undo{defined: name, added: s, of: s})
 	l.rename(reqParse|named, made)
 	return n
 }
 
-// Use records a Bind of, or a Describe for, a named statement.
-func (l *Link) Use(typ byte, name []byte) Naming {
+// Use records a Bind of, or a Describe for, a named statement. params are what texts are read under now: where the text
+// has to be read again after a change of them, it is another statement.
+func (l *Link) Use(typ byte, name []byte, params Params) Naming {
 	r := reqBind
 	if typ == pgwire.Describe {
 		r = reqDescribe
@@ -181,10 +193,23 @@ func (l *Link) Use(typ byte, name []byte) Naming {
 		l.extended(r)
 		return Naming{Name: foreign(string(name))}
 	}
+	have = l.current(have, params)
 	n := l.provide(have.statement)
 	n.Name = have.statement.name
 	l.rename(r, have)
 	return n
+}
+
+// current makes another statement of a client's when the connection has to read its text, and other parameters hold now.
+func (l *Link) current(have *given, params Params) *given {
+	g := &l.naming
+	if there, stale := g.prepared.use(have.statement); !have.stale && (there && !stale || have.statement.key.params == params) {
+		return have
+	}
+	s := g.prepared.registry.find(statementKey{have.statement.key.body, params})
+	have = g.names.define(have.name, s)
+	g.prepared.registry.drop(s) // find's use
+	return have
 }
 
 // rename records a request that goes under the server's name of a statement.
@@ -220,12 +245,17 @@ func foreign(name string) string {
 
 // provide has s prepared on the connection before the message that needs it.
 func (l *Link) provide(s *Statement) (n Naming) {
-	if l.naming.prepared.use(s) {
+	switch there, stale := l.naming.prepared.use(s); {
+	case there && !stale:
 		return n
+	case there:
+		n.Evict = s
+		l.evict(s)
+	default:
+		n.Evict = l.makeRoom()
 	}
-	n.Evict = l.makeRoom()
 	n.Prepare = s
-	l.naming.prepared.add(s)
+	l.naming.add(s)
 	s.uses++
 	l.note(undo{added: s, of: s})
 	l.extended(reqParse | own | named)
@@ -238,7 +268,7 @@ func (l *Link) makeRoom() *Statement {
 	if len(p.byStatement) < l.naming.limit {
 		return nil
 	}
-	s := p.oldest.statement
+	s := p.oldest()
 	l.evict(s)
 	return s
 }
@@ -252,11 +282,33 @@ func (l *Link) evict(s *Statement) {
 
 func (l *Link) note(u undo) { l.naming.undos = append(l.naming.undos, u) }
 
-// Prepares records a Parse of the pooler's own for the unnamed statement.
-func (l *Link) Prepares() { l.extended(reqParse | own) }
+func (g *naming) add(s *Statement) {
+	g.prepared.add(s)
+	g.fresh = append(g.fresh, s)
+}
 
-// Closes records a Close of the pooler's own for the unnamed statement.
-func (l *Link) Closes() { l.extended(reqClose | own) }
+// settled: nothing is under way.
+func (g *naming) settled() {
+	if len(g.fresh) > 0 {
+		clear(g.fresh)
+		g.fresh = g.fresh[:0]
+	}
+}
+
+// Changed records that the server has reported a parameter under which texts are read. It does so at the end of a batch,
+// so what was prepared in the meantime may have been read before or after.
+func (l *Link) Changed() {
+	g := &l.naming
+	for _, s := range g.fresh {
+		g.prepared.doubt(s)
+	}
+	if len(g.fresh) == 0 || g.names == nil {
+		return
+	}
+	for _, have := range g.names.byName {
+		have.stale = have.stale || slices.Contains(g.fresh, have.statement)
+	}
+}
 
 // Local tells what the pooler has to answer now in the server's place: ParseComplete or CloseComplete. It is asked again
 // until there is nothing.
@@ -353,7 +405,7 @@ func (l *Link) Deallocate(name string) Naming {
 		return Naming{}
 	}
 	s := have.statement
-	if !g.prepared.use(s) {
+	if there, _ := g.prepared.use(s); !there {
 		g.names.Forget([]byte(name))
 		return Naming{Local: true}
 	}

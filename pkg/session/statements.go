@@ -1,6 +1,10 @@
 package session
 
-import "strconv"
+import (
+	"bytes"
+	"container/list"
+	"strconv"
+)
 
 // StatementPrefix begins the names under which statements are prepared on server connections.
 const StatementPrefix = "pgberth_"
@@ -32,12 +36,12 @@ type Statements struct {
 	last  uint64
 }
 
-// find returns the statement of this body under these parameters, with one use more.
-func (r *Statements) find(body []byte, params Params) *Statement {
-	s := r.byKey[statementKey{string(body), params}]
+// find returns the statement of this key, with one use more.
+func (r *Statements) find(key statementKey) *Statement {
+	s := r.byKey[key]
 	if s == nil {
 		r.last++
-		s = &Statement{name: StatementPrefix + strconv.FormatUint(r.last, 10), key: statementKey{string(body), params}}
+		s = &Statement{name: StatementPrefix + strconv.FormatUint(r.last, 10), key: key}
 		if r.byKey == nil {
 			r.byKey = map[statementKey]*Statement{}
 		}
@@ -60,12 +64,17 @@ func (r *Statements) Len() int { return len(r.byKey) }
 type Names struct {
 	registry *Statements
 	byName   map[string]*given
+	size     int // bytes of names and texts
+	// unnamed is the body of the unnamed statement, if another transaction may use it.
+	unnamed []byte
 }
 
 // given is a name that a client has given a statement.
 type given struct {
 	name      string
 	statement *Statement
+	// stale: its text may have been read under other parameters than the statement's.
+	stale bool
 }
 
 // NewNames is for a client of the pool whose statements these are.
@@ -74,9 +83,16 @@ func NewNames(registry *Statements) Names { return Names{registry: registry} }
 // Len is the number of names.
 func (n *Names) Len() int { return len(n.byName) }
 
+// Size is what names and texts take, in bytes, however many clients share the texts.
+func (n *Names) Size() int { return n.size }
+
+// KeepUnnamed remembers the body of a Parse of the unnamed statement for a later transaction; nil forgets it.
+func (n *Names) KeepUnnamed(body []byte) { n.unnamed = bytes.Clone(body) }
+
 // Forget takes a name away; unknown names are ignored.
 func (n *Names) Forget(name []byte) {
 	if g := n.byName[string(name)]; g != nil {
+		n.size -= g.size()
 		delete(n.byName, string(name))
 		n.registry.drop(g.statement)
 	}
@@ -87,7 +103,7 @@ func (n *Names) Clear() {
 	for _, g := range n.byName {
 		n.registry.drop(g.statement)
 	}
-	n.byName = nil
+	n.byName, n.size, n.unnamed = nil, 0, nil
 }
 
 func (n *Names) define(name string, s *Statement) *given {
@@ -96,56 +112,55 @@ func (n *Names) define(name string, s *Statement) *given {
 	}
 	s.uses++
 	n.Forget([]byte(name))
-	g := &given{name, s}
+	g := &given{name: name, statement: s}
 	n.byName[name] = g
+	n.size += g.size()
 	return g
 }
 
-// prepared are the statements that a server connection has, least recently used first.
+func (g *given) size() int { return len(g.name) + len(g.statement.key.body) }
+
+// prepared are the statements that a server connection has.
 type prepared struct {
-	registry       *Statements
-	byStatement    map[*Statement]*preparedEntry
-	oldest, newest *preparedEntry
+	registry    *Statements
+	byStatement map[*Statement]*list.Element // of order
+	order       list.List                    // of *preparedEntry, least recently used first
 }
 
 type preparedEntry struct {
-	statement    *Statement
-	older, newer *preparedEntry
+	statement *Statement
+	// stale: the server may have read the text under other parameters than the statement's.
+	stale bool
 }
 
-// use tells whether the connection has s, which is then the last to go.
-func (p *prepared) use(s *Statement) bool {
+// use tells whether the connection has s, which is then the last to go. One that is stale has to be prepared anew.
+func (p *prepared) use(s *Statement) (there, stale bool) {
 	e := p.byStatement[s]
 	if e == nil {
-		return false
+		return false, false
 	}
-	if e != p.newest {
-		p.unchain(e)
-		p.chain(e)
-	}
-	return true
+	p.order.MoveToBack(e)
+	return true, e.Value.(*preparedEntry).stale
 }
 
 func (p *prepared) add(s *Statement) {
 	if p.byStatement == nil {
-		p.byStatement = map[*Statement]*preparedEntry{}
+		p.byStatement = map[*Statement]*list.Element{}
 	}
-	e := &preparedEntry{statement: s}
-	p.byStatement[s] = e
-	p.chain(e)
+	p.byStatement[s] = p.order.PushBack(&preparedEntry{statement: s})
 	s.uses++
 }
 
 // restore adds s if it is not there.
 func (p *prepared) restore(s *Statement) {
-	if !p.use(s) {
+	if p.byStatement[s] == nil {
 		p.add(s)
 	}
 }
 
 func (p *prepared) remove(s *Statement) {
 	if e := p.byStatement[s]; e != nil {
-		p.unchain(e)
+		p.order.Remove(e)
 		delete(p.byStatement, s)
 		p.registry.drop(s)
 	}
@@ -155,28 +170,15 @@ func (p *prepared) clear() {
 	for s := range p.byStatement {
 		p.registry.drop(s)
 	}
-	p.byStatement, p.oldest, p.newest = nil, nil, nil
+	p.byStatement = nil
+	p.order.Init()
 }
 
-func (p *prepared) chain(e *preparedEntry) {
-	e.older, e.newer = p.newest, nil
-	if p.newest != nil {
-		p.newest.newer = e
-	} else {
-		p.oldest = e
-	}
-	p.newest = e
-}
+func (p *prepared) oldest() *Statement { return p.order.Front().Value.(*preparedEntry).statement }
 
-func (p *prepared) unchain(e *preparedEntry) {
-	if e.older != nil {
-		e.older.newer = e.newer
-	} else {
-		p.oldest = e.newer
-	}
-	if e.newer != nil {
-		e.newer.older = e.older
-	} else {
-		p.newest = e.older
+// doubt makes s stale.
+func (p *prepared) doubt(s *Statement) {
+	if e := p.byStatement[s]; e != nil {
+		e.Value.(*preparedEntry).stale = true
 	}
 }
