@@ -189,9 +189,12 @@ func TestOneClientsParametersAreNotToldToTheNext(t *testing.T) {
 }
 
 func TestWhatAnIdleServerSays(t *testing.T) {
-	say := make(chan []byte)
+	var newest atomic.Pointer[chan []byte] // what the newest connection is to say; an older one may not have ended yet
+	say := func(b []byte) { *newest.Load() <- b }
 	p, f := pooledFake(t, func(c *pgtest.FakeConn) {
 		c.Login()
+		sayings := make(chan []byte)
+		newest.Store(&sayings)
 		sql := make(chan string)
 		go func() {
 			defer close(sql)
@@ -202,7 +205,7 @@ func TestWhatAnIdleServerSays(t *testing.T) {
 		}()
 		for {
 			select {
-			case b := <-say:
+			case b := <-sayings:
 				c.Raw(b)
 			case q, ok := <-sql:
 				if !ok {
@@ -232,11 +235,11 @@ func TestWhatAnIdleServerSays(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			undisturbed(t, bystander)
 			n, violations := f.Accepted(), p.state().Counters.ServerViolations
-			say <- c.bytes
+			say(c.bytes)
 			if c.fatal {
 				p.await("it was noticed", func(s Snapshot) bool { return s.Counters.ServerViolations == violations+1 && s.Servers == 0 })
 			} else if name == "half a notice" {
-				say <- bytes.Repeat([]byte("x"), 100-4-8) // it comes to an end
+				say(fmt.Appendf(nil, "M%085d\x00\x00", 0)) // it comes to an end, and may reach the client that asks next
 			}
 			undisturbed(t, bystander)
 			if more := f.Accepted() - n; (more > 0) != c.fatal {
@@ -244,6 +247,37 @@ func TestWhatAnIdleServerSays(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestAMessageThatBeganBeforeItsClientCameIsNotToldToIt(t *testing.T) {
+	goOn := make(chan struct{})
+	p, _ := pooledFake(t, func(c *pgtest.FakeConn) {
+		c.Login()
+		c.Answer(c.Query())
+		<-goOn
+		c.Raw(partial('N', 100, "SNOTICE\x00"))
+		q := c.Query()
+		<-goOn
+		c.Raw(fmt.Appendf(nil, "M%085d\x00\x00", 0)) // its end, in a piece of its own
+		c.Answer(q)
+		c.Answer(c.Query())
+	}, func(_ *Settings, r *Route) { r.Pool.Size = 1 })
+	a := p.call()
+	undisturbed(t, a)
+	before := p.await("nobody has the connection", func(s Snapshot) bool { return s.Pools[0].Stats.Idle == 1 }).Pools[0].Counts.BytesSent
+	goOn <- struct{}{}
+	p.await("half a notice was read", func(s Snapshot) bool { return s.Pools[0].Counts.BytesSent == before+5+8 })
+	received := p.state().Pools[0].Counts.BytesReceived
+	a.send(&pgproto3.Query{String: "select 8"})
+	p.await("the query is with the server", func(s Snapshot) bool { return s.Pools[0].Counts.BytesReceived > received })
+	goOn <- struct{}{}
+	if m := a.receive(); m == nil {
+		t.Fatal("no answer")
+	} else if _, ok := m.(*pgproto3.RowDescription); !ok {
+		t.Errorf("the client got %T first", m)
+	}
+	a.reply()
+	undisturbed(t, a)
 }
 
 func TestAServerThatNeverEndsItsConnectionIsLeft(t *testing.T) {

@@ -36,7 +36,8 @@ type server struct {
 	in       []byte // lent; read, not yet handled
 	out      []byte // lent; not yet written, from outAt on
 	outAt    int
-	remain   int // bytes of the current message still to come
+	remain   int  // bytes of the current message still to come
+	unheard  bool // they belong to a message that began when nobody was to hear it
 	readable bool
 	hungUp   bool // the server has closed its side; reading to the end tells when everything has been read
 	closing  bool
@@ -146,9 +147,10 @@ func (s *server) process(buf []byte) (rest []byte) {
 	off := min(s.remain, len(buf))
 	s.remain -= off
 	b := s.p.answer()
-	if s.swallows() {
+	if s.unheard || s.swallows() {
 		b.from = off
 	}
+	s.unheard = s.unheard && s.remain > 0
 	tracks := s.link.Tracks()
 	for off < len(buf) {
 		typ, size, ok, err := pgwire.Header(buf[off:], s.p.set.MaxPacketSize)
@@ -230,6 +232,7 @@ func (s *server) process(buf []byte) (rest []byte) {
 			s.link.Deallocated()
 		}
 		s.remain = off + size - end
+		s.unheard = s.remain > 0 && s.swallows()
 		off = end
 		if s.swallows() {
 			b.from = off
@@ -260,7 +263,7 @@ func isFatal(body []byte) bool {
 }
 
 // midMessage: the client has got the beginning of a message whose end is still to come.
-func (s *server) midMessage() bool { return s.remain > 0 && !s.swallows() }
+func (s *server) midMessage() bool { return s.remain > 0 && !s.unheard && !s.swallows() }
 
 // harmlessIdle are the messages a server may send at any time. An error is not: it announces the end.
 func harmlessIdle(typ byte) bool {
