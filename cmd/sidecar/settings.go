@@ -12,6 +12,7 @@ import (
 	"github.com/pgberth/pgberth/pkg/config"
 	"github.com/pgberth/pgberth/pkg/pool"
 	"github.com/pgberth/pgberth/pkg/proxy"
+	"github.com/pgberth/pgberth/pkg/session"
 )
 
 // serverCloseTimeout is how long a server may take to end a connection that was said goodbye to.
@@ -29,6 +30,12 @@ var poolModes = map[config.PoolMode]pool.Mode{
 	config.ModeSession:     pool.Session,
 	config.ModeTransaction: pool.Transaction,
 	config.ModeStatement:   pool.Statement,
+}
+
+var sessionStates = map[config.SessionState]proxy.SessionState{
+	config.StatePin:       proxy.StatePin,
+	config.StateTrack:     proxy.StateTrack,
+	config.StatePgBouncer: proxy.StatePgBouncer,
 }
 
 // settings says in the proxy's terms what the configuration says in the operator's.
@@ -55,6 +62,9 @@ func settings(cfg *config.Config) (*proxy.Settings, error) {
 
 		MaxPacketSize: cfg.Session.MaxPacketSize,
 		MaxPrepared:   cfg.Session.MaxPreparedStatements,
+		SessionState:  sessionStates[cfg.Session.State],
+		ProbeOff:      cfg.Session.Probe == config.ProbeOff,
+		Reader:        session.NewReader(cfg.Session.Harmless, cfg.Session.Pinning),
 		KeepAlive: proxy.KeepAlive{
 			On: cfg.TCP.Keepalive, Idle: cfg.TCP.KeepaliveIdle, Interval: cfg.TCP.KeepaliveInterval, Count: cfg.TCP.KeepaliveCount,
 			UserTimeout: cfg.TCP.UserTimeout, SocketBuffer: cfg.TCP.SocketBuffer,

@@ -108,6 +108,10 @@ type Session struct {
 	IgnoreStartup          []string // startup parameters accepted and dropped
 	Track                  []string // parameters tracked beside PgBouncer's fixed five
 	MaxPreparedStatements  int
+	State                  SessionState
+	Probe                  Probe
+	Harmless               []string // functions that leave nothing in a session
+	Pinning                []string // functions that keep their caller at its server connection
 	DisablePQExec          bool
 	ApplicationNameAddHost bool
 	LoginNotify            string

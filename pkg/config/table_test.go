@@ -43,7 +43,8 @@ const (
 		query_wait_timeout idle_transaction_timeout transaction_timeout client_idle_timeout`
 	pgbouncerPeers = `host port pool_size`
 
-	ownGlobals = `http_addr log_format log_level drain_timeout server_connect_concurrency passthrough_ttl`
+	ownGlobals = `http_addr log_format log_level drain_timeout server_connect_concurrency passthrough_ttl
+		session_state session_probe harmless_functions pin_functions`
 )
 
 func TestEverySettingOfPgBouncerIsKnownAndNoOtherUnlisted(t *testing.T) {

@@ -53,6 +53,23 @@ const (
 	LoadBalanceDisable    LoadBalance = "disable"
 )
 
+// SessionState is what becomes of what clients leave in their sessions.
+type SessionState string
+
+const (
+	StatePin       SessionState = "pin"
+	StateTrack     SessionState = "track"
+	StatePgBouncer SessionState = "pgbouncer"
+)
+
+// Probe says whether the server is asked what clients left in their sessions.
+type Probe string
+
+const (
+	ProbeAuto Probe = "auto"
+	ProbeOff  Probe = "off"
+)
+
 // LogFormat is the form of log lines.
 type LogFormat string
 
@@ -85,12 +102,14 @@ func (l LogLevel) slog() slog.Level {
 
 // choices lists the values of the named string types, in the order they are shown.
 var choices = map[reflect.Type][]string{
-	reflect.TypeFor[PoolMode]():    {"session", "transaction", "statement"},
-	reflect.TypeFor[AuthType]():    {"trust", "any", "plain", "md5", "scram-sha-256", "passthrough"},
-	reflect.TypeFor[TLSMode]():     {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
-	reflect.TypeFor[LoadBalance](): {"round-robin", "disable"},
-	reflect.TypeFor[LogFormat]():   {"text", "json"},
-	reflect.TypeFor[LogLevel]():    {"debug", "info", "warn", "error"},
+	reflect.TypeFor[PoolMode]():     {"session", "transaction", "statement"},
+	reflect.TypeFor[AuthType]():     {"trust", "any", "plain", "md5", "scram-sha-256", "passthrough"},
+	reflect.TypeFor[TLSMode]():      {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
+	reflect.TypeFor[LoadBalance]():  {"round-robin", "disable"},
+	reflect.TypeFor[SessionState](): {"pin", "track", "pgbouncer"},
+	reflect.TypeFor[Probe]():        {"auto", "off"},
+	reflect.TypeFor[LogFormat]():    {"text", "json"},
+	reflect.TypeFor[LogLevel]():     {"debug", "info", "warn", "error"},
 }
 
 // limits bound and shape the values of one setting, whatever its type.

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/pgberth/pgberth/pkg/proxy"
+	"github.com/pgberth/pgberth/pkg/session"
 )
 
 // scrapeTimeout is how long the relay may take to answer a scrape.
@@ -70,6 +71,10 @@ var (
 	sent         = desc("sent_bytes_total", "Bytes read from servers.", "database", "user")
 	xactSeconds  = desc("transaction_seconds_total", "Time in transactions, queueing included.", "database", "user")
 	querySeconds = desc("query_seconds_total", "Time in queries, queueing included.", "database", "user")
+	pinned       = desc("pool_pinned_clients", "Clients that keep a server connection because of what they have in their session.", "database", "user")
+	pins         = desc("pins_total", "Times a client began to keep its server connection.", "database", "user", "reason")
+	pinsRefused  = desc("pins_refused_total", "Statements and clients refused because too many clients keep a server connection.", "database", "user")
+	probes       = desc("session_probes_total", "Questions to servers about what clients left in their sessions.", "database", "user")
 	waitSeconds  = desc("wait_seconds_total", "Time clients waited for a server connection.", "database", "user")
 )
 
@@ -78,7 +83,7 @@ func (s *sidecar) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		up, buildInfo, draining, connections, lentBuffers, lentBytes, accepted, logins, loginFailures, waitFailures, violations,
 		crashes, dials, dialFailures, cancels, poolClients, poolServers, poolSize, poolMaxWait, transactions, queries,
-		assignments, received, sent, xactSeconds, querySeconds, waitSeconds,
+		assignments, received, sent, xactSeconds, querySeconds, waitSeconds, pinned, pins, pinsRefused, probes,
 	} {
 		ch <- d
 	}
@@ -134,6 +139,12 @@ func (s *sidecar) Collect(ch chan<- prometheus.Metric) {
 		counter(sent, float64(p.Counts.BytesSent), db, user)
 		counter(xactSeconds, p.Counts.TransactionTime.Seconds(), db, user)
 		counter(querySeconds, p.Counts.QueryTime.Seconds(), db, user)
+		gauge(pinned, float64(p.Pinned), db, user)
+		for i, reason := range session.PinReasons {
+			counter(pins, float64(p.Counts.Pins[i]), db, user, reason.Name)
+		}
+		counter(pinsRefused, float64(p.Counts.PinsRefused), db, user)
+		counter(probes, float64(p.Counts.Probes), db, user)
 		counter(waitSeconds, p.Counts.WaitTime.Seconds(), db, user)
 	}
 }

@@ -119,6 +119,35 @@ func ReadParameterStatus(body []byte) (name, value string, ok bool) {
 	return name, value, ok && len(rest) == 0
 }
 
+// ReadRow reads the values of a DataRow as texts; nil is NULL.
+func ReadRow(body []byte) (values []*string, ok bool) {
+	if len(body) < 2 {
+		return nil, false
+	}
+	n := int(binary.BigEndian.Uint16(body))
+	body = body[2:]
+	if n*4 > len(body) {
+		return nil, false
+	}
+	values = make([]*string, n)
+	for i := range values {
+		if len(body) < 4 {
+			return nil, false
+		}
+		size := int32(binary.BigEndian.Uint32(body))
+		body = body[4:]
+		if size < 0 {
+			continue
+		}
+		if int(size) > len(body) {
+			return nil, false
+		}
+		v := string(body[:size])
+		values[i], body = &v, body[size:]
+	}
+	return values, len(body) == 0
+}
+
 // StatementName finds the name of a prepared statement in the body of a Parse, Bind, Describe or Close: body[from:to],
 // before its NUL. It is empty for the unnamed one, and where a portal is meant. ok is false while it is not whole.
 func StatementName(typ byte, body []byte) (from, to int, ok bool) {

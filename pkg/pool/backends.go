@@ -19,7 +19,8 @@ func (s State) String() string { return stateNames[s] }
 
 // Backend is one server connection, from the attempt to the proof of its end. Effects of kind Open hand out new ones.
 type Backend struct {
-	Ref any // the caller's
+	Ref  any // the caller's
+	Like any // compared with a client's; the caller's to set
 
 	pool   *Pool
 	client *Client // set exactly while Active
@@ -299,6 +300,23 @@ func (p *Pool) lendable() *Backend {
 	return p.idle.latest
 }
 
+// lookBack is how many of the latest idle backends are looked at for one that suits a client best.
+const lookBack = 16
+
+// suitable returns the idle backend to lend to c, or nil: the next one, if none of the latest suits it better.
+func (p *Pool) suitable(c *Client) *Backend {
+	next := p.lendable()
+	if next == nil || next.Like == c.Like || p.settings.RoundRobin {
+		return next
+	}
+	for b, n := next.colder, 1; b != nil && n < lookBack; b, n = b.colder, n+1 {
+		if b.Like == c.Like {
+			return b
+		}
+	}
+	return next
+}
+
 // unchecked says whether b was idle for so long that it must be checked before use.
 func (p *Pool) unchecked(now Time, b *Backend) bool {
 	return p.settings.Check && now-b.idleSince >= p.settings.CheckDelay
@@ -313,6 +331,9 @@ func (ps *Pools) serve(now Time, p *Pool) {
 		}
 		if !p.unchecked(now, b) {
 			c := p.waiters.head
+			if s := p.suitable(c); !p.unchecked(now, s) {
+				b = s
+			}
 			p.waiters.remove(c)
 			ps.link(now, c, b)
 			continue

@@ -8,7 +8,7 @@ import (
 // SetCapacity says how many backends may be open on a server, over all its pools; n < 0 means any number, which is the
 // initial state. A higher capacity serves waiters at once. A lower one closes idle backends now, the longest idle first,
 // and busy ones when they are released; opening ones count and are closed when opened. What is still above n at the
-// deadline is killed, session-mode backends last. A later call replaces both numbers. Zero is legal: clients wait.
+// deadline is killed, session-mode backends and pinned ones last. A later call replaces both numbers. Zero is legal: clients wait.
 func (ps *Pools) SetCapacity(now Time, server string, n int, deadline Time) {
 	l := ps.limit(serverCapacity, server)
 	l.max, l.deadline = max(n, -1), deadline
@@ -61,7 +61,7 @@ func (b *Backend) harm() int {
 		return 0
 	case b.state != Active:
 		return 1
-	case b.pool.settings.Mode != Session:
+	case b.pool.settings.Mode != Session && !b.client.Pinned:
 		return 2
 	}
 	return 3

@@ -5,6 +5,10 @@ import "errors"
 // Client is one application connection. The caller embeds it; the zero value is a client that is not connected.
 type Client struct {
 	Ref any // the caller's
+	// Like says which backends suit the client best: those with an equal one. It is the caller's to set.
+	Like any
+	// Pinned says that the client keeps its backend over the end of its transactions. It is the caller's to set.
+	Pinned bool
 
 	pool       *Pool
 	backend    *Backend
@@ -94,7 +98,7 @@ func (ps *Pools) Acquire(now Time, c *Client) {
 		return
 	}
 	if p.waiters.n == 0 {
-		if b := p.lendable(); b != nil && !p.unchecked(now, b) {
+		if b := p.suitable(c); b != nil && !p.unchecked(now, b) {
 			ps.link(now, c, b)
 			return
 		}
@@ -106,6 +110,24 @@ func (ps *Pools) Acquire(now Time, c *Client) {
 	if p.hungryAt != 0 && p.hopeful() {
 		ps.plan(now, nil)
 	}
+}
+
+// Exchange says that b does not suit the client it was linked to: the caller closes it by itself and reports Closed, and
+// the client waits on, at the place it had.
+func (ps *Pools) Exchange(now Time, b *Backend, reason Reason) {
+	b.must("Exchange", Active)
+	c, p := b.client, b.pool
+	b.unlink()
+	b.reason = reason
+	b.become(Closing)
+	if p.retired {
+		ps.emit(Effect{Kind: Fail, Client: c, Reason: DatabaseRemoved})
+	} else {
+		p.waiters.pushFront(c)
+		ps.armWait(p)
+	}
+	ps.changed(now, p)
+	ps.plan(now, nil)
 }
 
 // link gives b, which nobody uses, to c, which is in no queue.
@@ -154,6 +176,18 @@ func (l *clientList) push(c *Client) {
 		l.head = c
 	}
 	l.tail = c
+	l.n++
+}
+
+func (l *clientList) pushFront(c *Client) {
+	c.waiting = true
+	c.prev, c.next = nil, l.head
+	if l.head != nil {
+		l.head.prev = c
+	} else {
+		l.tail = c
+	}
+	l.head = c
 	l.n++
 }
 

@@ -33,6 +33,7 @@ const (
 	ResetFailed
 	ParameterChangeFailed
 	InvalidParameter
+	ForeignParameter
 	BadHeader
 	ClientLeftUnready
 	ClientLeftQuerying
@@ -67,6 +68,7 @@ var reasonTexts = [...]string{
 	ResetFailed:            "reset query failed",
 	ParameterChangeFailed:  "var change failed",
 	InvalidParameter:       "invalid server parameter",
+	ForeignParameter:       "it has parameters that no other client may see",
 	BadHeader:              "bad pkt header",
 	ClientLeftUnready:      "client disconnect while server was not ready",
 	ClientLeftQuerying:     "client disconnected with query in progress",

@@ -61,6 +61,9 @@ type client struct {
 	outAt  int
 	remain int // bytes of the current message still to come; they are forwarded, or dropped while there is no server
 
+	session *sessionState
+	began   session.Params // what its session began with
+
 	names                session.Names // of prepared statements
 	plannedOf, plannedAs session.Params
 	stalled              bool   // the next message must wait for an answer
@@ -310,6 +313,7 @@ func (c *client) abandon() {
 		c.p.sendCancel(s)
 	}
 	partial := c.remain > 0 || (s.task == taskParams && s.untold(c.params))
+	c.stain(s)
 	c.server, s.client = nil, nil
 	s.link.Serve(nil)
 	c.counted()
@@ -346,6 +350,7 @@ func (c *client) forget(reason string) {
 		c.p.loop.Unset(&c.login.timer)
 		c.p.dropProof(c)
 	}
+	c.uncountPin()
 	c.names.Clear()
 	c.gather, c.gathers = nil, 0
 	if c.key != (cancelKey{}) {

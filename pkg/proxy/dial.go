@@ -46,6 +46,7 @@ type dialSpec struct {
 // dialed is a server connection after its login. Whoever holds it closes fd.
 type dialed struct {
 	fd      int
+	user    string
 	pid     uint32
 	key     []byte
 	params  []pgwire.Parameter
@@ -106,7 +107,7 @@ func dial(ctx context.Context, spec dialSpec) (*dialed, error) {
 	defer unwatch()
 	defer func() { _ = conn.Close() }() // on success fd is a duplicate
 
-	l := serverLogin{conn: conn, spec: spec, out: &dialed{network: network, remote: addr}}
+	l := serverLogin{conn: conn, spec: spec, out: &dialed{user: spec.user, network: network, remote: addr}}
 	if network == "tcp" {
 		// A cancel must go to the same address, not to another of the same name.
 		l.out.remote = conn.RemoteAddr().String()

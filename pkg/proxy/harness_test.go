@@ -13,6 +13,7 @@ import (
 
 	"github.com/pgberth/pgberth/pkg/pgtest"
 	"github.com/pgberth/pgberth/pkg/pool"
+	"github.com/pgberth/pgberth/pkg/session"
 )
 
 // pooler is a running proxy under test.
@@ -63,6 +64,9 @@ func testRoute(host string, port int, edit func(*Route)) func(database, user str
 	}
 }
 
+// testReader is made once: it is never changed.
+var testReader = session.NewReader(nil, nil)
+
 // testSettings are those of a trusting transaction pooler before the server at host:port.
 func testSettings(host string, port int, edit func(*Route)) *Settings {
 	return &Settings{
@@ -71,6 +75,7 @@ func testSettings(host string, port int, edit func(*Route)) *Settings {
 		Route: testRoute(host, port, edit), Tracked: []string{"IntervalStyle"}, IgnoreStartup: []string{"extra_float_digits"},
 		ClientLoginTimeout: 20 * time.Second, ServerConnectTimeout: 10 * time.Second, ServerCloseTimeout: 5 * time.Second,
 		CancelWaitTimeout: 10 * time.Second, MaxPacketSize: 1<<31 - 1, MaxPrepared: 3,
+		Reader: testReader,
 	}
 }
 
@@ -168,4 +173,14 @@ func (p *pooler) await(what string, cond func(Snapshot) bool) Snapshot {
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// postgresWith is pooledPostgres with all settings to edit; route is called for every login.
+func postgresWith(t *testing.T, edit func(*Settings, *Route)) *pooler {
+	t.Helper()
+	s := pgtest.Shared(t)
+	set := testSettings(s.Host, s.Port, nil)
+	edit(set, &Route{})
+	set.Route = testRoute(s.Host, s.Port, func(r *Route) { edit(&Settings{}, r) })
+	return startProxy(t, set)
 }

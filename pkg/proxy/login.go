@@ -200,6 +200,8 @@ func (c *client) loginParameters(m pgwire.Startup) error {
 		case ok && kv.Value != "":
 			want = append(want, pgwire.Parameter{Name: name, Value: kv.Value})
 		case ok, c.ignored(kv.Name):
+		case c.p.set.SessionState != StatePgBouncer && session.ValidParameter(kv.Name):
+			want = append(want, pgwire.Parameter{Name: strings.ToLower(kv.Name), Value: kv.Value})
 		case i < len(fromOptions):
 			if c.ignored("options") {
 				continue
@@ -394,7 +396,7 @@ func (c *client) welcome() {
 	l := c.login
 	c.p.loop.Unset(&l.timer)
 	g := c.pooled.greet(l.want, c.p.tracked)
-	c.params = g.tracked
+	c.params, c.began = g.tracked, g.tracked
 	out := c.p.loop.Buffers.Lend(len(l.final) + len(g.packets) + 64) // a lent buffer must not grow
 	out = append(out, l.final...)
 	out = append(out, g.packets...)

@@ -294,6 +294,7 @@ func TestStartupParametersAreKeptIgnoredOrRefused(t *testing.T) {
 			}
 		})
 	}
+	p = postgresWith(t, func(s *Settings, _ *Route) { s.SessionState = StatePgBouncer })
 	for name, c := range map[string]struct{ params, want string }{
 		"an unknown one":          {"search_path\x00secret", "unsupported startup parameter: search_path"},
 		"a very long one":         {strings.Repeat("x", 5000) + "\x00y", "unsupported startup parameter: " + strings.Repeat("x", 64)},

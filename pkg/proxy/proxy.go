@@ -90,7 +90,10 @@ type pooled struct {
 	// refusal is the server's last word to a login that failed for good.
 	refusal *LoginError
 	counts  PoolCounters
-	dials   int // for taking hosts in turn
+	pinned  int                 // clients that keep a server connection for themselves, or are about to
+	custom  []string            // custom parameters that clients use
+	shapes  map[string]struct{} // of statements that were logged for it
+	dials   int                 // for taking hosts in turn
 }
 
 // New assembles a proxy that does not listen yet.
@@ -262,6 +265,7 @@ func (p *Proxy) reload(set *Settings) {
 		route.Pool.Server = route.server()
 		old := pl.route
 		pl.route = route
+		pl.statements.Reader = set.Reader
 		p.timed(route.Timeouts.shortest())
 		p.setLimits(&route)
 		p.pools.Reconfigure(now, bp, route.Pool)
@@ -310,6 +314,7 @@ func (p *Proxy) ensure(r Route) *pooled {
 	p.setLimits(&r)
 	r.Pool.Server = r.server()
 	pl := &pooled{route: r}
+	pl.statements.Reader = p.set.Reader
 	pl.pool = p.pools.Ensure(p.now(), key, r.Pool)
 	p.pooled[key] = pl
 	return pl

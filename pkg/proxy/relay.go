@@ -16,6 +16,9 @@ func (c *client) relay(buf []byte) (rest []byte) {
 	}
 	off := min(c.remain, len(buf))
 	c.remain -= off
+	if off > 0 && c.session != nil {
+		c.readOn(buf[:off])
+	}
 	if c.server == nil {
 		buf, off = buf[off:], 0 // the end of a dropped message
 	}
@@ -69,6 +72,22 @@ func (c *client) relay(buf []byte) (rest []byte) {
 		}
 		take := min(size, len(buf)-off)
 		done := false
+		if typ == pgwire.Query || typ == pgwire.Parse {
+			if take < size && size <= holdSize && c.reader() != nil {
+				break // whole, it can still be refused
+			}
+			if c.readText(&b, buf, off, take, size, typ) {
+				if err := c.server.link.Sent(typ); err != nil {
+					c.violation(b.bytes(buf, off), err)
+					return nil
+				}
+				off += take
+				continue
+			}
+		}
+		if typ == pgwire.FunctionCall && c.reader() != nil {
+			c.touch(&opaque, nil)
+		}
 		if c.server.link.Tracks() {
 			switch typ {
 			case pgwire.Parse, pgwire.Bind, pgwire.Describe, pgwire.Close:
@@ -117,8 +136,13 @@ func (c *client) send(b []byte) {
 func (c *client) acquire() bool {
 	c.started = c.p.now()
 	c.asked = 0
+	c.pc.Like = c.params
 	c.p.pools.Acquire(c.started, &c.pc)
 	b := c.pc.Backend()
+	for b != nil && c.foreign(b.Ref.(*server)) {
+		c.exchange(b.Ref.(*server))
+		b = c.pc.Backend()
+	}
 	if b == nil {
 		c.state = stateWaiting
 		c.notified = false
@@ -132,6 +156,10 @@ func (c *client) acquire() bool {
 
 // linked: the pool has found a server connection for a client that waited for it.
 func (c *client) linked(s *server) {
+	if c.state != stateLogin && c.foreign(s) {
+		c.exchange(s)
+		return
+	}
 	c.pooled.counts.WaitTime += c.p.now() - c.started
 	c.attach(s)
 	if c.state == stateLogin {

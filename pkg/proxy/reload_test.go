@@ -313,9 +313,11 @@ func TestAPasswordThatWaitsForADatabaseThatMovesIsNotTriedThere(t *testing.T) {
 
 func TestIgnoredParametersChangeWithAReload(t *testing.T) {
 	f := pgtest.NewFake(t, echo)
-	p := startProxy(t, fakeSettings(f, nil))
+	p := startProxy(t, fakeSettings(f, func(s *Settings, _ *Route) { s.SessionState = StatePgBouncer }))
 	p.raw(t).send(hello("user", "app", "lc_messages", "C")).refused("08P01", "unsupported startup parameter: lc_messages")
-	p.reloaded(t, fakeSettings(f, func(s *Settings, _ *Route) { s.IgnoreStartup = []string{"lc_messages"} }))
+	p.reloaded(t, fakeSettings(f, func(s *Settings, _ *Route) {
+		s.SessionState, s.IgnoreStartup = StatePgBouncer, []string{"lc_messages"}
+	}))
 	p.raw(t).send(hello("user", "app", "lc_messages", "C")).until('Z')
 }
 

@@ -30,6 +30,9 @@ type server struct {
 	params  session.Params
 	reports session.Params // as they were at the login: what it does not report then it never reports
 	task    task
+	probing *probe
+	dirty   bool                // a client has left something in the session, or may have
+	spoiled bool                // and it cannot be taken away
 	failed  *pgwire.ErrorFields // what the task's query met
 	fatal   bool                // it has told the client why it ends
 
@@ -49,6 +52,7 @@ type server struct {
 	inDoubt       bool // a cancel request may arrive at any time: when its client is done the connection is closed
 	timer         eventloop.Timer
 
+	user    string // of the login
 	pid     uint32
 	secret  []byte
 	network string
@@ -59,7 +63,7 @@ type server struct {
 // adopt makes a server connection of a finished login. On an error the socket is closed.
 func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 	p.nextID++
-	s := &server{p: p, pb: b, pooled: pl, pid: d.pid, secret: d.key, network: d.network, remote: d.remote, id: p.nextID, readable: true}
+	s := &server{p: p, pb: b, pooled: pl, user: d.user, pid: d.pid, secret: d.key, network: d.network, remote: d.remote, id: p.nextID, readable: true}
 	s.link.Reset()
 	if p.follows(&pl.route) {
 		s.link.Track(&pl.statements, p.set.MaxPrepared)
@@ -182,11 +186,15 @@ func (s *server) process(buf []byte) (rest []byte) {
 			}
 		case pgwire.ErrorResponse:
 			// Its text is wanted where nobody else reads it, or where it may name prepared statements.
-			if size > wholeMessage || !s.swallows() && s.link.Prepared() == 0 {
+			if size > wholeMessage || !s.swallows() && s.link.Prepared() == 0 && !s.refused() {
 				whole = true
 			}
 		case pgwire.CommandComplete:
 			if !tracks || size > longestTag {
+				whole = true
+			}
+		case pgwire.DataRow:
+			if s.task != taskProbe || size > wholeMessage {
 				whole = true
 			}
 		default:
@@ -221,9 +229,15 @@ func (s *server) process(buf []byte) (rest []byte) {
 		case typ == pgwire.ErrorResponse && s.swallows():
 			f := pgwire.ReadError(body)
 			s.failed = &f
+		case s.task == taskProbe && (typ == pgwire.DataRow || typ == pgwire.CommandComplete):
+			s.probing.take(typ, body)
 		case typ == pgwire.ErrorResponse:
 			s.fatal = isFatal(body)
-			if other := s.translated(body); other != nil && end == off+size && size <= wholeMessage {
+			other := s.reworded(body)
+			if other == nil {
+				other = s.translated(body)
+			}
+			if other != nil && end == off+size && size <= wholeMessage {
 				b.keep(buf, off)
 				b.out = append(b.out, other...)
 				b.from = end
@@ -341,7 +355,7 @@ func (s *server) progress() {
 		c.linger("server connection lost step")
 	case s.link.Idle():
 		if mode != pool.Session {
-			c.detach()
+			c.over()
 		} else {
 			c.counted()
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/pgberth/pgberth/pkg/pool"
+	"github.com/pgberth/pgberth/pkg/session"
 )
 
 // AuthType is how clients prove who they are.
@@ -93,7 +94,12 @@ type Settings struct {
 	// MaxPrepared is how many prepared statements a server connection keeps outside session mode; 0 is to leave them
 	// alone. A reload changes it for new server connections.
 	MaxPrepared int
-	KeepAlive   KeepAlive
+	// SessionState is what becomes of what clients leave in their sessions; Reader tells what their texts do there, nil is
+	// not to look.
+	SessionState SessionState
+	Reader       *session.Reader
+	ProbeOff     bool // take texts at their word
+	KeepAlive    KeepAlive
 
 	LogConnections    bool
 	LogDisconnections bool

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/pgberth/pgberth/pkg/pool"
+	"github.com/pgberth/pgberth/pkg/session"
 )
 
 // Counters count events since the start, over all pools.
@@ -33,6 +34,9 @@ type PoolCounters struct {
 	TransactionTime time.Duration // queueing included, as PgBouncer counts
 	QueryTime       time.Duration
 	WaitTime        time.Duration
+	Probes          uint64                          // queries about what clients left in their sessions
+	Pins            [len(session.PinReasons)]uint64 // clients that were kept at their server connection, by reason
+	PinsRefused     uint64                          // statements and clients, because too many were
 }
 
 // PoolSnapshot is one pool at one moment.
@@ -41,6 +45,7 @@ type PoolSnapshot struct {
 	Settings pool.Settings
 	Stats    pool.Stats
 	Counts   PoolCounters
+	Pinned   int // clients that keep a server connection for themselves, or are about to
 	// OldestWait is how long the oldest waiter has waited.
 	OldestWait time.Duration
 }
@@ -83,7 +88,7 @@ func (p *Proxy) snapshot() Snapshot {
 		if pl == nil || pl.pool != bp {
 			continue
 		}
-		ps := PoolSnapshot{Key: bp.Key(), Settings: bp.Settings(), Stats: bp.Stats(), Counts: pl.counts}
+		ps := PoolSnapshot{Key: bp.Key(), Settings: bp.Settings(), Stats: bp.Stats(), Counts: pl.counts, Pinned: pl.pinned}
 		if ps.Stats.Waiting > 0 {
 			ps.OldestWait = now - ps.Stats.OldestWait
 		}

@@ -74,7 +74,7 @@ func (p *Proxy) follows(r *Route) bool { return p.set.MaxPrepared > 0 && r.Pool.
 // planned are the parameters of the client's session under which a statement's text is read.
 func (c *client) planned() session.Params {
 	if c.plannedOf != c.params {
-		c.plannedOf, c.plannedAs = c.params, c.params.Without([]string{"application_name"})
+		c.plannedOf, c.plannedAs = c.params, c.params.Planned()
 	}
 	return c.plannedAs
 }
@@ -95,6 +95,9 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 	case !ok:
 		return 0, false, nil
 	case from == to:
+		if typ == pgwire.Bind && c.session != nil && c.refusedBind(b, buf, off, size, from, to, &c.session.unnamed) {
+			return len(msg), false, nil
+		}
 		return c.unnamed(b, buf, off, typ, msg, whole)
 	}
 	if typ == pgwire.Close && pgwire.HeaderSize+to+1 != size {
@@ -127,7 +130,15 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 	case pgwire.Close:
 		n = link.CloseStatement(name)
 	default:
+		if typ == pgwire.Bind {
+			if s := c.names.Of(name); s != nil && c.refusedBind(b, buf, off, size, from, to, s.Effects()) {
+				return len(msg), false, nil
+			}
+		}
 		n = link.Use(typ, name, c.planned())
+		if typ == pgwire.Bind && n.Statement != nil {
+			c.used(n.Statement)
+		}
 	}
 	b.keep(buf, off)
 	b.from = off + len(msg)
@@ -164,6 +175,7 @@ func (c *client) unnamed(b *batch, buf []byte, off int, typ byte, msg []byte, wh
 	u := link.UseUnnamed(typ)
 	if typ == pgwire.Bind {
 		b.parsed = nil
+		c.used(nil)
 	}
 	if u.Prepare != nil || u.Close {
 		b.keep(buf, off)

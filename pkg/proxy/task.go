@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/pgberth/pgberth/pkg/pgwire"
 	"github.com/pgberth/pgberth/pkg/pool"
@@ -21,6 +22,10 @@ const (
 	taskReset
 	// taskAbandon ends what a client has left behind.
 	taskAbandon
+	// taskProbe asks what a client has left in its session.
+	taskProbe
+	// taskClean drops what clients have left in their session.
+	taskClean
 )
 
 // run has the server connection do a query of the pooler's own. The connection is idle.
@@ -33,7 +38,18 @@ func (s *server) run(t task, sql string) {
 
 // adapt sets the parameters of a client's session in which the connection differs.
 func (s *server) adapt(want session.Params) {
-	s.run(taskParams, session.SetStatements(s.params.Missing(want))+session.ResetStatements(s.params.Surplus(want)))
+	missing, surplus := s.params.Missing(want), s.params.Surplus(want)
+	// A role may be less than what the rest takes: it goes first and comes last.
+	before, after := "", ""
+	if _, has := s.params.Get(roleParameter); has {
+		before = session.ResetStatements([]string{roleParameter})
+		surplus = slices.DeleteFunc(surplus, func(name string) bool { return name == roleParameter })
+	}
+	if role, asked := want.Get(roleParameter); asked {
+		after = session.SetStatements([]pgwire.Parameter{{Name: roleParameter, Value: role}})
+		missing = slices.DeleteFunc(missing, func(kv pgwire.Parameter) bool { return kv.Name == roleParameter })
+	}
+	s.run(taskParams, before+session.SetStatements(missing)+session.ResetStatements(surplus)+after)
 }
 
 // unreported lists what is missing of want among the parameters that the server does not report.
@@ -73,6 +89,15 @@ func (s *server) taskStep() {
 	case taskAbandon:
 		s.cleanUp()
 		return
+	case taskProbe:
+		s.task = taskNone
+		if s.client == nil {
+			s.dirty = true
+			s.cleanUp()
+			return
+		}
+		s.probed()
+		return
 	case taskParams:
 		s.task = taskNone
 		c := s.client
@@ -94,6 +119,14 @@ func (s *server) taskStep() {
 			}
 		}
 		return
+	case taskClean:
+		s.task = taskNone
+		if s.failed != nil || !s.link.Idle() {
+			s.discard(pool.ResetFailed)
+			return
+		}
+		s.cleaned()
+		s.ready()
 	case taskCheck, taskReset:
 		t := s.task
 		s.task = taskNone
@@ -107,6 +140,9 @@ func (s *server) taskStep() {
 			}
 			return
 		}
+		if q := strings.ToUpper(s.pooled.route.ResetQuery); t == taskReset && (strings.Contains(q, "DISCARD ALL") || strings.Contains(q, "RESET ALL")) {
+			s.cleaned()
+		}
 		s.ready()
 	}
 }
@@ -119,7 +155,10 @@ func taskName(t task) string {
 }
 
 // ready: clean, and usable by anybody.
-func (s *server) ready() { s.p.pools.Ready(s.p.now(), s.pb) }
+func (s *server) ready() {
+	s.pb.Like = s.params
+	s.p.pools.Ready(s.p.now(), s.pb)
+}
 
 // abandoned: the client has left. A connection in a known state is ended politely in its place, which costs a ROLLBACK
 // and not a connection.
@@ -133,7 +172,7 @@ func (s *server) abandoned(partial bool) {
 		s.close(pool.ClientLeftQuerying.String())
 		return
 	}
-	if s.link.Idle() && s.task == taskNone {
+	if s.link.Idle() && s.task == taskNone && !s.dirty {
 		s.release()
 		return
 	}
@@ -154,6 +193,7 @@ func (s *server) release() {
 		s.cleanUp()
 		return
 	}
+	s.pb.Like = s.params
 	s.p.pools.Release(s.p.now(), s.pb)
 }
 
@@ -185,6 +225,8 @@ func (s *server) cleanUp() {
 		case s.awaitsCancels:
 		case s.inDoubt:
 			s.discard(pool.ObsoleteConnection)
+		case s.dirty:
+			s.clean()
 		case q != "":
 			s.run(taskReset, q)
 		default:

@@ -101,7 +101,7 @@ func (c *client) overdue() (code, message string, over bool) {
 	now, t := c.p.now(), c.timeouts
 	past := func(limit, since time.Duration) bool { return limit > 0 && now-since >= limit }
 	switch {
-	case c.state == stateIdle && past(t.Idle, c.quiet):
+	case (c.state == stateIdle || c.pc.Pinned && c.asked == 0 && c.server != nil && c.server.link.Status() == pgwire.StatusIdle) && past(t.Idle, c.quiet):
 		return "57P05", "terminating connection due to idle-session timeout (client_idle_timeout)", true
 	case c.server == nil: // idle, waiting, or on its way out
 	case c.asked != 0 && past(t.Query, c.asked):

@@ -16,6 +16,8 @@ type Naming struct {
 	// answers it when its turn comes.
 	Name  string
 	Local bool
+	// Statement is what a Bind or Describe is about; nil if it is not known.
+	Statement *Statement
 }
 
 // undo is what a request has done to the books before its answer was known. If the server never carries it out, it is
@@ -195,7 +197,7 @@ func (l *Link) Use(typ byte, name []byte, params Params) Naming {
 	}
 	have = l.current(have, params)
 	n := l.provide(have.statement)
-	n.Name = have.statement.name
+	n.Name, n.Statement = have.statement.name, have.statement
 	l.rename(r, have)
 	return n
 }

@@ -161,6 +161,19 @@ func (p Params) Without(names []string) Params {
 	return MakeParams(slices.DeleteFunc(p.All(), func(kv pgwire.Parameter) bool { return slices.Contains(names, kv.Name) }))
 }
 
+// Planned returns the parameters that may change what a text means or how it is planned.
+func (p Params) Planned() Params {
+	var without []string
+	for _, kv := range p.All() {
+		n := strings.ToLower(kv.Name)
+		if Custom(n) || n == "application_name" || n == "role" || n == "client_min_messages" || strings.HasSuffix(n, "_timeout") ||
+			strings.HasPrefix(n, "default_transaction_") || strings.HasPrefix(n, "log_") || strings.HasPrefix(n, "tcp_") {
+			without = append(without, kv.Name)
+		}
+	}
+	return p.Without(without)
+}
+
 // ResetStatements renders SQL that takes parameters back to what a new session begins with.
 func ResetStatements(names []string) string {
 	var b strings.Builder
@@ -209,6 +222,12 @@ func quoteIdent(name string) string {
 	}
 	return strings.Join(parts, ".")
 }
+
+// Quote renders a text as a literal of SQL.
+func Quote(v string) string { return quoteLiteral(v) }
+
+// Size is what the set takes, in bytes.
+func (p Params) Size() int { return len(p.encoded()) }
 
 // quoteLiteral is right whatever standard_conforming_strings says: a value with a backslash becomes an escape string.
 func quoteLiteral(v string) string {

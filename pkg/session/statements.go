@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"container/list"
 	"strconv"
+	"strings"
 )
 
 // StatementPrefix begins the names under which statements are prepared on server connections.
@@ -15,6 +16,8 @@ type Statement struct {
 	name string
 	key  statementKey
 	uses int // names of clients, server connections and requests under way that have it
+	// effects are what its text does to its session.
+	effects Effects
 }
 
 // statementKey is what makes two statements the same: what follows the name in Parse, and the parameters under which the
@@ -32,6 +35,9 @@ func (s *Statement) Body() string { return s.key.body }
 
 // Statements are the statements of one pool, each once, as long as anybody has them. The zero value is empty.
 type Statements struct {
+	// Reader tells what texts do to their sessions; nil if that is not wanted.
+	Reader *Reader
+
 	byKey map[statementKey]*Statement
 	last  uint64
 }
@@ -46,6 +52,10 @@ func (r *Statements) find(key statementKey) *Statement {
 			r.byKey = map[statementKey]*Statement{}
 		}
 		r.byKey[s.key] = s
+		if r.Reader != nil {
+			text, _, _ := strings.Cut(key.body, "\x00")
+			s.effects = r.Reader.Read([]byte(text))
+		}
 	}
 	s.uses++
 	return s
@@ -59,6 +69,9 @@ func (r *Statements) drop(s *Statement) {
 
 // Len is the number of statements.
 func (r *Statements) Len() int { return len(r.byKey) }
+
+// Effects are what a use of the statement does to its session.
+func (s *Statement) Effects() *Effects { return &s.effects }
 
 // Names are the prepared statements of one client's session, by the names it has given them.
 type Names struct {
@@ -79,6 +92,14 @@ type given struct {
 
 // NewNames is for a client of the pool whose statements these are.
 func NewNames(registry *Statements) Names { return Names{registry: registry} }
+
+// Of is the statement that a name stands for; nil if there is none.
+func (n *Names) Of(name []byte) *Statement {
+	if g := n.byName[string(name)]; g != nil {
+		return g.statement
+	}
+	return nil
+}
 
 // Len is the number of names.
 func (n *Names) Len() int { return len(n.byName) }

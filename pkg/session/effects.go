@@ -1,0 +1,134 @@
+package session
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+)
+
+// Effect is what a statement may leave behind in its session when its transaction is over.
+type Effect uint16
+
+const (
+	// SetsParameters: those in Effects.Parameters.
+	SetsParameters Effect = 1 << iota
+	// SetsUnknown: a parameter whose name cannot be told.
+	SetsUnknown
+	// ResetsAll: RESET ALL or DISCARD ALL.
+	ResetsAll
+	// Frees: objects may be gone.
+	Frees
+	// Opaque: the text does not tell (functions that are not known to be harmless).
+	Opaque
+	// Body: it carries commands of its own (DO, CALL, EXECUTE).
+	Body
+	// The rest are objects that only the session has.
+	TempTable
+	SessionLock
+	HeldCursor
+	SQLPrepared
+	Library
+	Listening
+	Authorization
+	Function // one that the operator has named
+
+	// Objects are those that keep a client at its server connection.
+	Objects = TempTable | SessionLock | HeldCursor | SQLPrepared | Library | Listening | Authorization | Function
+	// Unclear are those after which the server is asked what is there.
+	Unclear = SetsParameters | SetsUnknown | ResetsAll | Opaque | Body | Objects
+)
+
+// PinReasons are the reasons for which a client is kept at its server connection, by name.
+var PinReasons = [...]struct {
+	Effect
+	Name string
+}{
+	{SetsUnknown, "parameter"}, {TempTable, "temporary_table"}, {SessionLock, "advisory_lock"}, {HeldCursor, "held_cursor"},
+	{SQLPrepared, "prepared"}, {Library, "library"}, {Listening, "listen"}, {Authorization, "authorization"}, {Function, "function"},
+}
+
+// Reasons lists the names of what keeps a client at its server connection.
+func (e Effect) Reasons() []string {
+	var list []string
+	for _, n := range PinReasons {
+		if e&n.Effect != 0 {
+			list = append(list, n.Name)
+		}
+	}
+	return list
+}
+
+// Parameter is one that a text sets or resets.
+type Parameter struct {
+	Name  string // in lower case
+	Local bool   // until the end of the transaction only
+	Reset bool   // to its default
+}
+
+// ValidParameter tells whether a session may begin with a parameter of this name, set as by SET: PostgreSQL may still not
+// know it.
+func ValidParameter(name string) bool {
+	ident, _, end := identifier([]byte(name), 0)
+	return len(name) <= maxParameterName && ident == strings.ToLower(name) && end == len(name) && ident != "" && ident != "session_authorization"
+}
+
+// Custom tells whether a parameter of this name comes to exist by being set. Resetting does not take it away again: it
+// is empty then, where a session that never set it has none.
+func Custom(name string) bool { return strings.Contains(name, ".") }
+
+// Effects are what a text does to its session, as far as its words tell.
+type Effects struct {
+	Effect
+	Parameters []Parameter
+}
+
+// Add adds what another text does.
+func (e *Effects) Add(o Effects) {
+	e.Effect |= o.Effect
+	for _, p := range o.Parameters {
+		if !slices.Contains(e.Parameters, p) {
+			e.Parameters = append(e.Parameters[:len(e.Parameters):len(e.Parameters)], p)
+		}
+	}
+}
+
+// maxShape is the longest shape, in bytes.
+const maxShape = 200
+
+// Shape is the beginning of a text without its literals, for people: what stands between single quotes, and numbers, may
+// be secrets.
+func Shape(sql []byte) string {
+	var b strings.Builder
+	for i := 0; i < len(sql) && sql[i] != 0 && b.Len() < maxShape; {
+		switch c := sql[i]; {
+		case c == '\'':
+			end := bytes.IndexByte(sql[i+1:], '\'')
+			if end < 0 {
+				return b.String() + "?"
+			}
+			b.WriteByte('?')
+			i += end + 2
+		case c == '$' && i+1 < len(sql) && (sql[i+1] < '0' || sql[i+1] > '9'):
+			return b.String() + "?" // a dollar quote
+		case byteKinds[c] == inWord:
+			b.WriteByte('?')
+			for i < len(sql) && (byteKinds[sql[i]]&inWord != 0 || sql[i] == '.') {
+				i++
+			}
+		case byteKinds[c]&beginsWord != 0:
+			for i < len(sql) && byteKinds[sql[i]]&inWord != 0 {
+				b.WriteByte(sql[i])
+				i++
+			}
+		case byteKinds[c]&isSpace != 0:
+			b.WriteByte(' ')
+			for i < len(sql) && byteKinds[sql[i]]&isSpace != 0 {
+				i++
+			}
+		default:
+			b.WriteByte(c)
+			i++
+		}
+	}
+	return strings.ToValidUTF8(b.String(), "?")
+}
