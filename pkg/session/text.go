@@ -490,4 +490,3 @@ func is(word []byte, any ...string) bool {
 	}
 	return false
 }
-
