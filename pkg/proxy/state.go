@@ -138,8 +138,9 @@ func (c *client) refusalOfPin() (code, message string) {
 
 // reworded is the error of a refused statement.
 func (s *server) reworded(body []byte) []byte {
-	if !s.refused() || !bytes.Contains(body, []byte(refusedText)) && // by its name, or by its first word
-		!(bytes.Contains(body, []byte("C42601\x00")) && bytes.Contains(body, []byte("pgberth"))) {
+	byName := bytes.Contains(body, []byte(refusedText))
+	byFirstWord := bytes.Contains(body, []byte("C42601\x00")) && bytes.Contains(body, []byte("pgberth"))
+	if !s.refused() || !byName && !byFirstWord {
 		return nil
 	}
 	code, message := s.client.refusalOfPin()

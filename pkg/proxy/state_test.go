@@ -262,7 +262,7 @@ func TestCleanStatementsCostNoQuestion(t *testing.T) {
 }
 
 func TestWhatAPinnedClientLeavesIsCleanedAway(t *testing.T) {
-	for name, make := range map[string]string{
+	for name, leaves := range map[string]string{
 		"a temporary table": "create temp table mine as select 5 as a", "a lock": "select pg_advisory_lock(43)", "LISTEN": "listen c",
 		"a cursor": "declare c cursor with hold for select 1", "PREPARE": "prepare p as select 5", "LOAD": "load 'plpgsql'",
 		"in a transaction":      "begin; select pg_advisory_lock(43); create temp table mine (a int)",
@@ -272,7 +272,7 @@ func TestWhatAPinnedClientLeavesIsCleanedAway(t *testing.T) {
 			t.Run(name+" "+how, func(t *testing.T) {
 				p := statePooler(t, 1, nil)
 				a := p.call()
-				a.must(make)
+				a.must(leaves)
 				leave(a)
 				b := p.call()
 				for _, sql := range []string{

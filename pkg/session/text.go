@@ -131,10 +131,10 @@ func (s *scan) mark(b byte, at int) {
 	case ';':
 		s.verb = true
 	case '(':
-		switch {
-		case s.joined == 0:
+		switch s.joined {
+		case 0:
 			s.call(at)
-		case s.joined == endOfComment:
+		case endOfComment:
 			s.hiddenCall()
 		}
 	case '-':
@@ -475,8 +475,8 @@ func skipSpace(sql []byte, i int) int {
 }
 
 // is compares a word without case.
-func is(word []byte, any ...string) bool {
-	for _, w := range any {
+func is(word []byte, one ...string) bool {
+	for _, w := range one {
 		if len(word) != len(w) {
 			continue
 		}
