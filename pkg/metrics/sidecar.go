@@ -74,6 +74,7 @@ var (
 	pinned       = desc("pool_pinned_clients", "Clients that keep a server connection because of what they have in their session.", "database", "user")
 	pins         = desc("pins_total", "Times a client began to keep its server connection.", "database", "user", "reason")
 	pinsRefused  = desc("pins_refused_total", "Statements and clients refused because too many clients keep a server connection.", "database", "user")
+	repairs      = desc("prepared_repairs_total", "Batches repeated because a prepared statement's result had changed.", "database", "user")
 	probes       = desc("session_probes_total", "Questions to servers about what clients left in their sessions.", "database", "user")
 	waitSeconds  = desc("wait_seconds_total", "Time clients waited for a server connection.", "database", "user")
 )
@@ -83,7 +84,7 @@ func (s *sidecar) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		up, buildInfo, draining, connections, lentBuffers, lentBytes, accepted, logins, loginFailures, waitFailures, violations,
 		crashes, dials, dialFailures, cancels, poolClients, poolServers, poolSize, poolMaxWait, transactions, queries,
-		assignments, received, sent, xactSeconds, querySeconds, waitSeconds, pinned, pins, pinsRefused, probes,
+		assignments, received, sent, xactSeconds, querySeconds, waitSeconds, pinned, pins, pinsRefused, probes, repairs,
 	} {
 		ch <- d
 	}
@@ -144,6 +145,7 @@ func (s *sidecar) Collect(ch chan<- prometheus.Metric) {
 			counter(pins, float64(p.Counts.Pins[i]), db, user, reason.Name)
 		}
 		counter(pinsRefused, float64(p.Counts.PinsRefused), db, user)
+		counter(repairs, float64(p.Counts.Repairs), db, user)
 		counter(probes, float64(p.Counts.Probes), db, user)
 		counter(waitSeconds, p.Counts.WaitTime.Seconds(), db, user)
 	}

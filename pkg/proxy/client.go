@@ -76,8 +76,10 @@ type client struct {
 	notified bool // was told that it queues
 	held     bool // linked, but its request waits until its parameters are set
 	dead     bool // a write failed
-	isUnix   bool
-	index    int // in Proxy.clients
+	// repeating: what it says comes from a batch that is said again.
+	repeating bool
+	isUnix    bool
+	index     int // in Proxy.clients
 
 	key       cancelKey
 	id        uint64

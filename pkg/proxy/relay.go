@@ -89,6 +89,7 @@ func (c *client) relay(buf []byte) (rest []byte) {
 			c.touch(&opaque, nil)
 		}
 		if c.server.link.Tracks() {
+			c.record(typ, buf[off:off+take], size)
 			switch typ {
 			case pgwire.Parse, pgwire.Bind, pgwire.Describe, pgwire.Close:
 				taken, plain, err := c.named(&b, buf, off, typ, size)

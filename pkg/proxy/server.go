@@ -31,6 +31,7 @@ type server struct {
 	reports session.Params // as they were at the login: what it does not report then it never reports
 	task    task
 	probing *probe
+	replay  replay
 	dirty   bool                // a client has left something in the session, or may have
 	spoiled bool                // and it cannot be taken away
 	failed  *pgwire.ErrorFields // what the task's query met
@@ -217,6 +218,9 @@ func (s *server) process(buf []byte) (rest []byte) {
 		}
 		end := min(off+size, len(buf))
 		body := buf[off+pgwire.HeaderSize : end]
+		if !mine && typ != pgwire.ErrorResponse {
+			s.replay.state = replayNone
+		}
 		switch {
 		case mine:
 			b.keep(buf, off)
@@ -229,6 +233,9 @@ func (s *server) process(buf []byte) (rest []byte) {
 		case typ == pgwire.ErrorResponse && s.swallows():
 			f := pgwire.ReadError(body)
 			s.failed = &f
+		case typ == pgwire.ErrorResponse && tracks && s.repairs(body):
+			b.keep(buf, off)
+			b.from = end
 		case s.task == taskProbe && (typ == pgwire.DataRow || typ == pgwire.CommandComplete):
 			s.probing.take(typ, body)
 		case typ == pgwire.ErrorResponse:

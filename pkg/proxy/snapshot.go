@@ -36,6 +36,7 @@ type PoolCounters struct {
 	WaitTime        time.Duration
 	Probes          uint64                          // queries about what clients left in their sessions
 	Pins            [len(session.PinReasons)]uint64 // clients that were kept at their server connection, by reason
+	Repairs         uint64                          // batches said again because a prepared statement was out of date
 	PinsRefused     uint64                          // statements and clients, because too many were
 }
 

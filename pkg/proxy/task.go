@@ -24,6 +24,8 @@ const (
 	taskAbandon
 	// taskProbe asks what a client has left in its session.
 	taskProbe
+	// taskRepeat waits until a batch that failed is over, to say it again.
+	taskRepeat
 	// taskClean drops what clients have left in their session.
 	taskClean
 )
@@ -97,6 +99,14 @@ func (s *server) taskStep() {
 			return
 		}
 		s.probed()
+		return
+	case taskRepeat:
+		s.task = taskNone
+		if s.client == nil {
+			s.cleanUp()
+			return
+		}
+		s.client.repeat()
 		return
 	case taskParams:
 		s.task = taskNone

@@ -73,6 +73,18 @@ func (g *naming) renamedBy(r request) *given {
 	return g.renames.list[g.renames.head]
 }
 
+// Failing is the statement that met the last error, nil if the error is about none; described tells whether its client was
+// told what its result is.
+func (l *Link) Failing() (s *Statement, described bool) {
+	if f := l.naming.failing; f != nil {
+		return f.statement, f.described
+	}
+	return nil, false
+}
+
+// Doubt has a statement prepared again on this connection before anybody uses it there.
+func (l *Link) Doubt(s *Statement) { l.naming.prepared.doubt(s) }
+
 // Translate puts the client's name of a prepared statement in the place of the server's, in what the server says about
 // the last error.
 func (l *Link) Translate(text string) string {
@@ -196,6 +208,7 @@ func (l *Link) Use(typ byte, name []byte, params Params) Naming {
 		return Naming{Name: foreign(string(name))}
 	}
 	have = l.current(have, params)
+	have.described = have.described || typ == pgwire.Describe
 	n := l.provide(have.statement)
 	n.Name, n.Statement = have.statement.name, have.statement
 	l.rename(r, have)

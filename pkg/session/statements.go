@@ -88,6 +88,8 @@ type given struct {
 	statement *Statement
 	// stale: its text may have been read under other parameters than the statement's.
 	stale bool
+	// described: the client was told what its result is.
+	described bool
 }
 
 // NewNames is for a client of the pool whose statements these are.
