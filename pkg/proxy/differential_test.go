@@ -29,14 +29,20 @@ var (
 // through a pooler with fewer server connections than there are clients, and compares every answer, byte by byte.
 func TestSessionsThroughThePoolerSayWhatPostgreSQLSays(t *testing.T) {
 	s := pgtest.Shared(t)
-	p := pooledPostgres(t, func(r *Route) { r.DBName, r.Pool.Size = pgtest.Database, 2 })
+	few := pooledPostgres(t, func(r *Route) { r.DBName, r.Pool.Size = pgtest.Database, 2 })
+	// Clients that have objects in their sessions keep their server connections: there are enough for all of them.
+	more := pooledPostgres(t, func(r *Route) { r.DBName, r.Pool.Size = pgtest.Database, 2*tellers })
 	seed := *differentialSeed
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
 	stories, batches := 0, 0
 	for end := time.Now().Add(*differentialTime); stories == 0 || time.Now().Before(end); seed++ {
-		n, err := tellStory(t, seed, s.Addr(), p.Addr)
+		pooled := few.Addr
+		if seed%2 == 1 {
+			pooled = more.Addr
+		}
+		n, err := tellStory(t, seed, s.Addr(), pooled)
 		if err != nil {
 			t.Fatalf("story %d (run it with -differential.seed): %v", seed, err)
 		}
@@ -69,7 +75,7 @@ func tellStory(t *testing.T, seed uint64, direct, pooled string) (batches int, e
 		c := all[rng.IntN(len(all))]
 		// One of the two server connections stays free.
 		busy := slices.IndexFunc(all, func(o *teller) bool { return o != c && o.status != 'I' })
-		b := story{rng: rng, mayBegin: busy < 0}
+		b := story{rng: rng, mayBegin: busy < 0, objects: seed%2 == 1}
 		b.write(c.status)
 		batches++
 		for _, conn := range []net.Conn{c.direct, c.pooled} {
@@ -152,6 +158,7 @@ func listen(conn net.Conn, ends int) (said []string, status byte, err error) {
 type story struct {
 	rng      *rand.Rand
 	mayBegin bool
+	objects  bool // also things that keep a client at its server connection
 
 	bytes   []byte
 	said    []string
@@ -167,6 +174,20 @@ var (
 	storyQueries = []string{
 		"select 1", "select 1; select 2", "", "select 1/0", "selec", "deallocate a", "deallocate \"b\"", "deallocate all", "discard all",
 		"deallocate prepare c;", "rollback", "commit", "savepoint x", "rollback to x", "select 1; select 1/0; select 2",
+	}
+	storyStates = []string{
+		"set work_mem = '1MB'", "select set_config('work_mem', '2MB', false)", "set local work_mem = '3MB'", "reset work_mem", "show work_mem",
+		"set app.x = '1'", "set local app.x = '2'", "reset app.x", "select current_setting('app.x', true)", "show app.x", "set app.x to default",
+		"select set_config('app.y', 'z', true)", "select current_setting('app.y', true)", "do $$begin perform set_config('app.x', '3', false); end$$",
+		"set search_path = pg_catalog", "show search_path", "reset all", "set role pg_monitor", "reset role", "show role", "set timezone = 'Asia/Tokyo'",
+		"set datestyle = 'German'", "select date '2024-02-03'", "set default_transaction_read_only = on", "show default_transaction_read_only",
+		"set session characteristics as transaction read write", "set statement_timeout = '1h'", "show statement_timeout", "show timezone",
+	}
+	storyObjects = []string{
+		"create temp table mine as select 1 as a", "insert into mine values (2)", "select count(*) from mine", "drop table mine",
+		"select pg_advisory_lock_shared(7)", "select pg_advisory_unlock_shared(7)", "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()",
+		"prepare q as select 1 as q", "execute q", "deallocate q", "declare h cursor with hold for values (1), (2)", "fetch h", "close h", "listen c", "unlisten c",
+		"select pg_listening_channels()", "do $$begin create temp table if not exists mine as select 1 as a; end$$", "discard temp",
 	}
 	storyNames = []string{"a", "b", "c", "A b"}
 )
@@ -184,7 +205,7 @@ func (b *story) say(m pgproto3.FrontendMessage) {
 
 func (b *story) write(status byte) {
 	if b.rng.IntN(4) == 0 {
-		sql := pick(b.rng, storyQueries)
+		sql := b.text(storyQueries)
 		if b.mayBegin && b.rng.IntN(3) == 0 {
 			sql = "begin"
 		}
@@ -202,6 +223,19 @@ func (b *story) write(status byte) {
 	b.ends++
 }
 
+// text is one of the list, or one about what the session has.
+func (b *story) text(list []string) string {
+	switch b.rng.IntN(4) {
+	case 0:
+		return pick(b.rng, storyStates)
+	case 1:
+		if b.objects {
+			return pick(b.rng, storyObjects)
+		}
+	}
+	return pick(b.rng, list)
+}
+
 func (b *story) step() {
 	statement := pick(b.rng, storyNames)
 	if b.unnamed && b.rng.IntN(3) == 0 {
@@ -210,7 +244,7 @@ func (b *story) step() {
 	portal := []string{"", "", "p"}[b.rng.IntN(3)]
 	switch b.rng.IntN(12) {
 	case 0, 1, 2:
-		m := &pgproto3.Parse{Name: statement, Query: pick(b.rng, storyTexts)}
+		m := &pgproto3.Parse{Name: statement, Query: b.text(storyTexts)}
 		if b.rng.IntN(4) == 0 {
 			m.Name = ""
 		}

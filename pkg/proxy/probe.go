@@ -64,7 +64,7 @@ func (s *server) probe(c *client) {
 		}
 	}
 	for _, p := range st.touched.Parameters {
-		if !p.Local {
+		if !p.Local || st.failed {
 			add(p.Name)
 		}
 	}
@@ -292,7 +292,7 @@ func (c *client) letGo() {
 			c.empty(p.Name)
 		}
 	}
-	c.session.touched = session.Effects{}
+	c.session.touched, c.session.failed = session.Effects{}, false
 	c.unpin()
 	c.server, s.client = nil, nil
 	s.link.Serve(nil)

@@ -240,6 +240,9 @@ func (s *server) process(buf []byte) (rest []byte) {
 			s.probing.take(typ, body)
 		case typ == pgwire.ErrorResponse:
 			s.fatal = isFatal(body)
+			if s.client.session != nil {
+				s.client.session.failed = true
+			}
 			other := s.reworded(body)
 			if other == nil {
 				other = s.translated(body)

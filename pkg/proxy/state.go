@@ -32,6 +32,7 @@ type sessionState struct {
 	pins    session.Effect  // what keeps the client at its server connection
 	counted bool            // among the pinned of its pool, or about to be
 	shape   string          // the text that did it, without its literals
+	failed  bool            // the client was told an error since touched is not empty
 	refused int             // statements, in the transaction under way
 	tail    []byte          // end of the text that is being relayed
 	into    *session.Effects
@@ -48,7 +49,7 @@ func (c *client) unclear() bool {
 		return true
 	}
 	for _, p := range st.touched.Parameters {
-		if !p.Local && !c.reported(p.Name) {
+		if (!p.Local || st.failed) && !c.reported(p.Name) {
 			return true
 		}
 	}
@@ -289,14 +290,14 @@ func (c *client) over() {
 func (c *client) settled() {
 	st := c.session
 	for _, p := range st.touched.Parameters {
-		if p.Local {
+		if p.Local && !st.failed {
 			c.empty(p.Name)
 		}
 		if canonical, ok := c.p.tracked.Canonical(p.Name); ok && p.Reset {
 			c.restart(canonical)
 		}
 	}
-	st.touched = session.Effects{}
+	st.touched, st.failed = session.Effects{}, false
 	if st.pins == 0 {
 		c.unpin()
 		c.detach()
