@@ -68,6 +68,9 @@ func callAt(t *testing.T, addr string, params ...string) *caller {
 	return c
 }
 
+// protocol32, as the first parameter of a call, asks for protocol 3.2.
+const protocol32 = "protocol 3.2"
+
 func tryCall(t *testing.T, addr string, params ...string) (*caller, error) {
 	conn, err := net.DialTimeout("tcp", addr, patience)
 	if err != nil {
@@ -76,6 +79,10 @@ func tryCall(t *testing.T, addr string, params ...string) (*caller, error) {
 	t.Cleanup(func() { _ = conn.Close() })
 	c := &caller{t: t, addr: addr, conn: conn.(*net.TCPConn), fe: pgproto3.NewFrontend(conn, conn), params: map[string]string{}}
 	m := &pgproto3.StartupMessage{ProtocolVersion: pgproto3.ProtocolVersion30, Parameters: map[string]string{"user": pgtest.User, "database": "app"}}
+	if len(params) > 0 && params[0] == protocol32 {
+		m.ProtocolVersion = 3<<16 | 2
+		params = params[1:]
+	}
 	for i := 0; i < len(params); i += 2 {
 		m.Parameters[params[i]] = params[i+1]
 	}

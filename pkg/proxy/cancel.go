@@ -12,8 +12,27 @@ import (
 	"github.com/pgberth/pgberth/pkg/pgwire"
 )
 
+// Sizes of cancel keys in bytes, the pid included. Protocol 3.2 made their length free.
+const (
+	keySize     = 8
+	longKeySize = 20
+)
+
 // cancelKey is what a client presents to cancel: its pid and secret as sent in BackendKeyData.
-type cancelKey [8]byte
+type cancelKey struct {
+	key  [longKeySize]byte
+	size uint8
+}
+
+func (k *cancelKey) bytes() []byte { return k.key[:k.size] }
+
+// spokenMinor is the protocol 3.x that is spoken with a client that asked for x: nobody has ever spoken 3.1.
+func spokenMinor(asked uint16) uint16 {
+	if asked < 2 {
+		return 0
+	}
+	return 2
+}
 
 // maxCancels bounds the cancel requests under way to servers.
 const maxCancels = 128
@@ -120,12 +139,12 @@ func deliverCancel(ctx context.Context, network, addr string, packet []byte, tim
 	return false, nil
 }
 
-// keyOf makes the key of a request whose secret has the length that protocol 3.0 gives it.
+// keyOf makes the key of a request; no client has one of another length.
 func keyOf(pid uint32, key []byte) (k cancelKey, ok bool) {
-	if len(key) != 4 {
+	if len(key) != keySize-4 && len(key) != longKeySize-4 {
 		return k, false
 	}
-	binary.BigEndian.PutUint32(k[:4], pid)
-	copy(k[4:], key)
+	binary.BigEndian.PutUint32(k.key[:4], pid)
+	k.size = uint8(4 + copy(k.key[4:], key))
 	return k, true
 }

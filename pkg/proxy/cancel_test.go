@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -45,6 +46,28 @@ func TestACancelRequestHitsTheQueryOfItsClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	cancelled(b)
+}
+
+func TestACancelRequestOfProtocol32HitsTheQueryOfItsClient(t *testing.T) {
+	s := pgtest.Shared(t)
+	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
+	a := p.call(protocol32)
+	if len(a.key) != 16 {
+		t.Fatalf("the key has %d bytes", len(a.key))
+	}
+	sleeping(a, s)
+	for name, wrong := range map[string][]byte{"the first four bytes": a.key[:4], "a byte less": a.key[:15], "another last byte": append(slices.Clone(a.key[:15]), a.key[15]+1)} {
+		if err := requestCancel(a.addr, a.pid, wrong); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := p.state().Counters.Cancels; n != 0 {
+		t.Errorf("%d cancel requests were sent for wrong keys", n)
+	}
+	if err := a.cancel(); err != nil {
+		t.Fatal(err)
+	}
+	cancelled(a)
 }
 
 func TestACancelRequestThatConcernsNobodyIsDropped(t *testing.T) {

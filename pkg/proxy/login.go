@@ -174,8 +174,9 @@ func (c *client) loginStartup(m pgwire.Startup) error {
 	if err := c.loginParameters(m); err != nil {
 		return err
 	}
-	if m.Minor > 0 || len(m.ProtocolOptions) > 0 {
-		c.write(pgwire.AppendNegotiate(nil, 0, m.ProtocolOptions))
+	if spoken := spokenMinor(m.Minor); m.Minor != spoken || len(m.ProtocolOptions) > 0 {
+		l.startup.Minor = spoken
+		c.write(pgwire.AppendNegotiate(nil, uint32(spoken), m.ProtocolOptions))
 	}
 	l.startup.Parameters, l.startup.ProtocolOptions, l.startup.Options = nil, nil, ""
 	l.set = set
@@ -401,7 +402,8 @@ func (c *client) welcome() {
 	out = append(out, l.final...)
 	out = append(out, g.packets...)
 	c.key = c.p.newKey(c)
-	out = pgwire.AppendBackendKey(out, binary.BigEndian.Uint32(c.key[:4]), c.key[4:])
+	key := c.key.bytes()
+	out = pgwire.AppendBackendKey(out, binary.BigEndian.Uint32(key), key[4:])
 	out = pgwire.AppendReady(out, pgwire.StatusIdle)
 	c.write(out)
 	c.p.loop.Buffers.Return(out)
@@ -422,8 +424,12 @@ func (c *client) welcome() {
 // newKey makes an unguessable cancel key; the pid part is positive, as clients expect.
 func (p *Proxy) newKey(c *client) cancelKey {
 	for {
-		k := cancelKey(randomBytes(8))
-		k[0] &= 0x7f
+		k := cancelKey{size: keySize}
+		if c.login.startup.Minor >= 2 {
+			k.size = longKeySize
+		}
+		copy(k.key[:k.size], randomBytes(int(k.size)))
+		k.key[0] &= 0x7f
 		if _, taken := p.keys[k]; !taken && k != (cancelKey{}) {
 			p.keys[k] = c
 			return k

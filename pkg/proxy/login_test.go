@@ -198,20 +198,22 @@ func TestTrustLetsListedUsersInAndAnyEverybody(t *testing.T) {
 	}
 }
 
-func TestNewerProtocolsAreTalkedDown(t *testing.T) {
+func TestProtocolVersionsAreNegotiated(t *testing.T) {
 	p, _ := pooledFake(t, echo, nil)
 	user := "user\x00app\x00database\x00app\x00"
 	for name, c := range map[string]struct {
 		code uint32
 		body string
 		want string // body of NegotiateProtocolVersion, "" is none
+		key  int    // bytes of the cancel key
 	}{
-		"3.0":                       {3 << 16, user, ""},
-		"3.2":                       {3<<16 | 2, user, "\x00\x03\x00\x00\x00\x00\x00\x00"},
-		"3.9999":                    {3<<16 | 9999, user, "\x00\x03\x00\x00\x00\x00\x00\x00"},
-		"3.0 with an option":        {3 << 16, user + "_pq_.fancy\x00on\x00", "\x00\x03\x00\x00\x00\x00\x00\x01_pq_.fancy\x00"},
-		"3.2 with two options":      {3<<16 | 2, "_pq_.b\x00\x00" + user + "_pq_.a\x001\x00", "\x00\x03\x00\x00\x00\x00\x00\x02_pq_.b\x00_pq_.a\x00"},
-		"libpq's probe for honesty": {3<<16 | 9999, user + "_pq_.test_protocol_negotiation\x00\x00", "\x00\x03\x00\x00\x00\x00\x00\x01_pq_.test_protocol_negotiation\x00"},
+		"3.0":                       {3 << 16, user, "", 4},
+		"3.1":                       {3<<16 | 1, user, "\x00\x03\x00\x00\x00\x00\x00\x00", 4},
+		"3.2":                       {3<<16 | 2, user, "", 16},
+		"3.9999":                    {3<<16 | 9999, user, "\x00\x03\x00\x02\x00\x00\x00\x00", 16},
+		"3.0 with an option":        {3 << 16, user + "_pq_.fancy\x00on\x00", "\x00\x03\x00\x00\x00\x00\x00\x01_pq_.fancy\x00", 4},
+		"3.2 with two options":      {3<<16 | 2, "_pq_.b\x00\x00" + user + "_pq_.a\x001\x00", "\x00\x03\x00\x02\x00\x00\x00\x02_pq_.b\x00_pq_.a\x00", 16},
+		"libpq's probe for honesty": {3<<16 | 9999, user + "_pq_.test_protocol_negotiation\x00\x00", "\x00\x03\x00\x02\x00\x00\x00\x01_pq_.test_protocol_negotiation\x00", 16},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := p.raw(t).send(untyped(c.code, c.body+"\x00"))
@@ -228,8 +230,8 @@ func TestNewerProtocolsAreTalkedDown(t *testing.T) {
 			if m.kind != 'R' {
 				t.Fatalf("got %q, want AuthenticationOk", m.kind)
 			}
-			if key := r.until('K'); len(key.body) != 8 {
-				t.Errorf("the cancel key has %d bytes, those of 3.0 have 8", len(key.body))
+			if key := r.until('K'); len(key.body) != 4+c.key {
+				t.Errorf("the cancel key has %d bytes, want %d", len(key.body)-4, c.key)
 			}
 			r.until('Z')
 			if got := r.ask("select 7"); got != "select 7" {
