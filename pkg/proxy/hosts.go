@@ -27,7 +27,7 @@ const (
 )
 
 // leastShare is what one address gets of the time for all, as long as there is so much.
-const leastShare = 2 * time.Second
+const leastShare = 500 * time.Millisecond
 
 // candidate is an address that a connection may be opened to.
 type candidate struct {
