@@ -149,8 +149,12 @@ func reach(ctx context.Context, spec dialSpec, to []candidate) outcome {
 		if len(to) > 1 {
 			err = fmt.Errorf("%s: %w", c, err)
 		}
+		if le != nil && le.permanent() {
+			failed = []error{err} // what others said before does not matter
+			break
+		}
 		failed = append(failed, err)
-		if le != nil && le.permanent() || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			break
 		}
 	}

@@ -112,7 +112,8 @@ func TestAHostThatRefusesIsSkipped(t *testing.T) {
 func TestARefusalForGoodEndsTheAttempt(t *testing.T) {
 	a := echoing(t)
 	wrong := pgtest.NewFake(t, func(c *pgtest.FakeConn) { c.Startup(); c.Error("FATAL", "28P01", "no") })
-	p := startProxy(t, severalHosts(func(_ *Settings, r *Route) { r.Balance = StickToOne }, wrong.Port(), a.Port()))
+	later := pgtest.NewFake(t, func(c *pgtest.FakeConn) { c.Startup(); c.Error("FATAL", "57P03", "later") })
+	p := startProxy(t, severalHosts(func(_ *Settings, r *Route) { r.Balance = StickToOne }, later.Port(), wrong.Port(), a.Port()))
 	p.raw(t).send(hello("user", "app", "database", "app")).refused("28P01", "server login failed: no")
 	if n := a.Accepted(); n != 0 {
 		t.Errorf("%d connections to the next host, want none", n)
@@ -197,6 +198,28 @@ func TestAPortThatChangesInTheListMovesConnections(t *testing.T) {
 	undisturbed(t, c)
 	if b.Accepted() != 1 {
 		t.Errorf("%d connections to the new port, want 1", b.Accepted())
+	}
+}
+
+func TestAnotherWayToConnectRecyclesConnections(t *testing.T) {
+	f := pgtest.NewFake(t, func(c *pgtest.FakeConn) {
+		reporting(c, "off", "off")
+		echoQueries(c)
+	})
+	for what, edit := range map[string]func(*Settings, *Route){
+		"connect_query":        func(_ *Settings, r *Route) { r.ConnectQuery = "select 1" },
+		"load_balance_hosts":   func(_ *Settings, r *Route) { r.Balance = StickToOne },
+		"target_session_attrs": func(_ *Settings, r *Route) { r.Target = Primary },
+	} {
+		p := startProxy(t, severalHosts(nil, f.Port()))
+		c := p.call()
+		undisturbed(t, c)
+		before := f.Accepted()
+		p.Reload(severalHosts(edit, f.Port()))
+		undisturbed(t, c)
+		if n := f.Accepted() - before; n != 1 {
+			t.Errorf("%s: %d new connections, want 1", what, n)
+		}
 	}
 }
 

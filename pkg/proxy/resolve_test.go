@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgproto3"
+
 	"github.com/pgberth/pgberth/pkg/pgtest"
 )
 
@@ -70,8 +72,16 @@ var (
 // twoAddresses are echoing servers on the same port of two addresses.
 func twoAddresses(t *testing.T) (one, two *pgtest.Fake) {
 	t.Helper()
+	return twoAddressesServing(t, func(c *pgtest.FakeConn) {
+		c.Login()
+		echoQueries(c)
+	})
+}
+
+func twoAddressesServing(t *testing.T, serve func(*pgtest.FakeConn)) (one, two *pgtest.Fake) {
+	t.Helper()
 	for range 20 { // the port may be taken at the second address
-		one = echoing(t)
+		one = pgtest.NewFake(t, serve)
 		addr := net.JoinHostPort("127.0.0.2", strconv.Itoa(one.Port()))
 		if l, err := net.Listen("tcp", addr); err == nil {
 			_ = l.Close()
@@ -152,6 +162,38 @@ func TestConnectionsLeaveAddressesThatANameHasLost(t *testing.T) {
 				t.Error("the log does not say why")
 			}
 		})
+	}
+}
+
+func TestALoginUnderWayToAnAddressThatIsLostServesNobody(t *testing.T) {
+	welcome := make(chan struct{})
+	one, two := twoAddressesServing(t, func(c *pgtest.FakeConn) {
+		c.Startup()
+		if c.Number == 2 {
+			<-welcome
+		}
+		c.Welcome()
+		echoQueries(c)
+	})
+	b := &book{}
+	b.set(nil, "127.0.0.1")
+	p := startProxy(t, byName(b, one.Port(), func(s *Settings, _ *Route) { s.DNS.CheckPeriod = 10 * time.Millisecond }))
+	busy := p.holding(1)[0]
+	c := p.call()
+	c.send(&pgproto3.Query{String: "select 7"})
+	one.AwaitAccepted(t, 2)
+	b.set(nil, "127.0.0.2")
+	asked := b.count()
+	p.await("the check", func(Snapshot) bool { return b.count() >= asked+2 })
+	busy.must("commit")
+	one.AwaitOpen(t, 1)
+	close(welcome)
+	if r := c.reply(); r.value(0) != "select 7" {
+		t.Errorf("got %+v", r)
+	}
+	one.AwaitOpen(t, 0)
+	if two.Accepted() == 0 {
+		t.Error("nobody connected to the new address")
 	}
 }
 
