@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/user"
 	"path/filepath"
 	"strconv"
@@ -38,6 +39,20 @@ var sessionStates = map[config.SessionState]proxy.SessionState{
 	config.StatePgBouncer: proxy.StatePgBouncer,
 }
 
+var balances = map[config.LoadBalance]proxy.LoadBalance{
+	config.LoadBalanceRoundRobin: proxy.RoundRobin,
+	config.LoadBalanceDisable:    proxy.StickToOne,
+}
+
+var targets = map[config.TargetSession]proxy.TargetSession{
+	config.TargetAny:           proxy.AnySession,
+	config.TargetReadWrite:     proxy.ReadWrite,
+	config.TargetReadOnly:      proxy.ReadOnly,
+	config.TargetPrimary:       proxy.Primary,
+	config.TargetStandby:       proxy.Standby,
+	config.TargetPreferStandby: proxy.PreferStandby,
+}
+
 // settings says in the proxy's terms what the configuration says in the operator's.
 func settings(cfg *config.Config) (*proxy.Settings, error) {
 	auth, ok := authTypes[cfg.Auth.Type]
@@ -70,6 +85,8 @@ func settings(cfg *config.Config) (*proxy.Settings, error) {
 			UserTimeout: cfg.TCP.UserTimeout, SocketBuffer: cfg.TCP.SocketBuffer,
 		},
 
+		DNS: proxy.DNS{MaxTTL: cfg.DNS.MaxTTL, NegativeTTL: cfg.DNS.NXDomainTTL, CheckPeriod: cfg.DNS.ZoneCheckPeriod},
+
 		LogConnections:    cfg.Log.Connections,
 		LogDisconnections: cfg.Log.Disconnections,
 		LogPoolerErrors:   cfg.Log.PoolerErrors,
@@ -86,6 +103,15 @@ func settings(cfg *config.Config) (*proxy.Settings, error) {
 			return proxy.Route{}, false
 		}
 		return route(cfg, r, checks), true
+	}
+	if file := cfg.DNS.ResolvConf; file != "" {
+		text, err := os.ReadFile(file)
+		if err == nil {
+			set.DNS.Lookup, err = proxy.LookupBy(text)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("resolv_conf %s: %w", file, err)
+		}
 	}
 	listeners, err := listeners(cfg.Listen, cfg.TCP.DeferAccept)
 	if err != nil {
@@ -111,8 +137,9 @@ func route(cfg *config.Config, r config.Route, checks bool) proxy.Route {
 	}
 	return proxy.Route{
 		Database: r.Database, User: r.User,
-		Hosts: r.Hosts, Port: r.Port, DBName: r.DBName, Password: r.Password.Reveal(), Startup: startup,
-		ResetQuery: r.ResetQuery,
+		Hosts: r.Hosts, Port: r.Port, Ports: r.Ports, DBName: r.DBName, Password: r.Password.Reveal(), Startup: startup,
+		ResetQuery: r.ResetQuery, ConnectQuery: r.Entry.ConnectQuery,
+		Balance: balances[r.Entry.LoadBalance], Target: targets[r.Entry.TargetSession],
 		Pool: pool.Settings{
 			Mode: poolModes[r.Mode],
 			Size: r.Size, MinSize: r.MinSize, ReserveSize: r.ReserveSize, ReserveTimeout: cfg.Pool.ReserveTimeout,

@@ -222,8 +222,8 @@ type Database struct {
 	Name            string
 	DBName          string   // "" is the name the client asked for
 	Hosts           []string // empty: Unix socket in Listen.SocketDir; a path: Unix socket there
-	Port            int
-	User            string // set: every client shares this user's pool
+	Ports           []int    // one for all hosts, or one for each
+	User            string   // set: every client shares this user's pool
 	Password        Secret
 	AuthUser        string
 	AuthQuery       string
@@ -237,6 +237,7 @@ type Database struct {
 	ServerLifetime  *time.Duration
 	QueryWait       *time.Duration
 	LoadBalance     LoadBalance
+	TargetSession   TargetSession
 	ConnectQuery    string
 	ClientEncoding  string
 	DateStyle       string

@@ -63,7 +63,7 @@ func (c *Config) Reload(next *Config) (*Config, Changes) {
 // movesServers tells which settings of a database make present server connections wrong.
 func movesServers(key string) bool {
 	switch key {
-	case "host", "port", "dbname", "user", "password", "connect_query", "auth_dbname", "auth_query", "load_balance_hosts",
+	case "host", "port", "dbname", "user", "password", "connect_query", "auth_dbname", "auth_query", "load_balance_hosts", "target_session_attrs",
 		"client_encoding", "datestyle", "timezone", "application_name":
 		return true
 	}

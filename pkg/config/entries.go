@@ -6,7 +6,7 @@ var serverPort = limits{lo: 1, hi: 65535}
 // perDatabase are the settings of an entry of databases.
 var perDatabase = []setting[Database]{
 	{key: "host", field: func(d *Database) any { return &d.Hosts }, doc: "server, or several separated by commas; blank is the Unix socket"},
-	{key: "port", def: "5432", limits: serverPort, field: func(d *Database) any { return &d.Port }, doc: "server port"},
+	{key: "port", def: "5432", limits: serverPort, field: func(d *Database) any { return &d.Ports }, doc: "server port, or one for each host separated by commas"},
 	{key: "dbname", field: func(d *Database) any { return &d.DBName }, doc: "name on the server; blank is the name asked for"},
 	{key: "user", field: func(d *Database) any { return &d.User }, doc: "user on the server for all clients; blank is the client's"},
 	{key: "password", field: func(d *Database) any { return &d.Password }, doc: "that user's password"},
@@ -18,8 +18,9 @@ var perDatabase = []setting[Database]{
 	{key: "max_db_client_connections", field: func(d *Database) any { return &d.MaxClients }, doc: "instead of max_db_client_connections"},
 	{key: "server_lifetime", field: func(d *Database) any { return &d.ServerLifetime }, doc: "instead of server_lifetime"},
 	{key: "query_wait_timeout", field: func(d *Database) any { return &d.QueryWait }, doc: "instead of query_wait_timeout"},
-	{key: "load_balance_hosts", def: "round-robin", traits: inert, field: func(d *Database) any { return &d.LoadBalance }, doc: "how several hosts are used"},
-	{key: "connect_query", traits: inert, field: func(d *Database) any { return &d.ConnectQuery }, doc: "run on every new server connection"},
+	{key: "load_balance_hosts", def: "round-robin", field: func(d *Database) any { return &d.LoadBalance }, doc: "several hosts: each new connection to the next one (round-robin), or to the one that worked last (disable)"},
+	{key: "target_session_attrs", def: "any", field: func(d *Database) any { return &d.TargetSession }, doc: "what a server must be: any, read-write, read-only, primary, standby, prefer-standby"},
+	{key: "connect_query", field: func(d *Database) any { return &d.ConnectQuery }, doc: "run on every new server connection"},
 	{key: "client_encoding", field: func(d *Database) any { return &d.ClientEncoding }, doc: "set on every new server connection"},
 	{key: "datestyle", field: func(d *Database) any { return &d.DateStyle }, doc: "set on every new server connection"},
 	{key: "timezone", field: func(d *Database) any { return &d.TimeZone }, doc: "set on every new server connection"},

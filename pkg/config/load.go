@@ -237,7 +237,7 @@ func (b *builder) layer(pairs []pair, d dialect) map[string]any {
 
 // judge parses one text into dst or adds the sentence that refuses it.
 func (b *builder) judge(label string, p pair, dst reflect.Value, l limits) bool {
-	if p.list && dst.Type() != reflect.TypeFor[[]string]() {
+	if p.list && dst.Kind() != reflect.Slice {
 		b.problems.add(p.at, "%s is a list; allowed: a single value", label)
 		return false
 	}

@@ -12,7 +12,8 @@ type Route struct {
 	Entry    *Database
 
 	Hosts    []string // never empty; an absolute path is a Unix socket directory
-	Port     int
+	Port     int      // of the first host
+	Ports    []int    // one for each host where they differ, else nil
 	DBName   string
 	Password Secret // User's: the entry's, else from auth_file, where it may be an md5 hash or a SCRAM verifier
 
@@ -78,7 +79,10 @@ func (c *Config) Route(database, user string) (r Route, ok bool) {
 		login = &User{}
 	}
 	owner := login
-	r = Route{Database: database, User: user, Entry: d, Hosts: d.Hosts, Port: d.Port, DBName: d.DBName}
+	r = Route{Database: database, User: user, Entry: d, Hosts: d.Hosts, Port: d.Ports[0], DBName: d.DBName}
+	if len(d.Ports) > 1 {
+		r.Ports = d.Ports
+	}
 	if d.User != "" {
 		r.User, r.Password = d.User, d.Password
 		if owner, _ = c.User(d.User); owner == nil {

@@ -295,12 +295,12 @@ var globals = []setting[Config]{
 		doc: "kernel buffer per socket, in bytes; 0 is the system's"},
 
 	// Names
-	{key: "dns_max_ttl", def: "15", traits: inert, field: func(c *Config) any { return &c.DNS.MaxTTL },
-		doc: "how long a resolved name is kept"},
-	{key: "dns_nxdomain_ttl", def: "15", traits: inert, field: func(c *Config) any { return &c.DNS.NXDomainTTL },
-		doc: "how long an unknown name is kept"},
-	{key: "dns_zone_check_period", def: "0", traits: inert, field: func(c *Config) any { return &c.DNS.ZoneCheckPeriod },
-		doc: "how often zones are checked for changes; 0 is never"},
-	{key: "resolv_conf", traits: fixed | inert, field: func(c *Config) any { return &c.DNS.ResolvConf },
-		doc: "resolver configuration to use"},
+	{key: "dns_max_ttl", def: "15", field: func(c *Config) any { return &c.DNS.MaxTTL },
+		doc: "how long the addresses of a server's name are kept"},
+	{key: "dns_nxdomain_ttl", def: "15", field: func(c *Config) any { return &c.DNS.NXDomainTTL },
+		doc: "how long a failed look-up is kept"},
+	{key: "dns_zone_check_period", def: "0", field: func(c *Config) any { return &c.DNS.ZoneCheckPeriod },
+		doc: "how often the names of connected servers are looked up again; 0 is when a connection is opened"},
+	{key: "resolv_conf", traits: fixed, field: func(c *Config) any { return &c.DNS.ResolvConf },
+		doc: "file whose nameserver lines are used instead of the system's"},
 }

@@ -38,6 +38,7 @@ const (
 		dbname host port user password auth_user auth_query auth_dbname pool_size min_pool_size reserve_pool_size
 		pool_mode max_db_connections max_db_client_connections server_lifetime query_wait_timeout load_balance_hosts
 		connect_query client_encoding datestyle timezone application_name`
+	ownDatabases   = `target_session_attrs`
 	pgbouncerUsers = `
 		pool_mode pool_size reserve_pool_size max_user_connections max_user_client_connections query_timeout
 		query_wait_timeout idle_transaction_timeout transaction_timeout client_idle_timeout`
@@ -49,7 +50,7 @@ const (
 
 func TestEverySettingOfPgBouncerIsKnownAndNoOtherUnlisted(t *testing.T) {
 	sameKeys(t, "global", keys(globals), pgbouncerGlobals+" "+ownGlobals)
-	sameKeys(t, "databases", keys(perDatabase), pgbouncerDatabases)
+	sameKeys(t, "databases", keys(perDatabase), pgbouncerDatabases+" "+ownDatabases)
 	sameKeys(t, "users", keys(perUser), pgbouncerUsers)
 	sameKeys(t, "peers", keys(perPeer), pgbouncerPeers)
 }

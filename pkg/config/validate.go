@@ -151,6 +151,14 @@ func (b *builder) databases() {
 		if len(d.Hosts) == 0 && b.config.Listen.SocketDir == "" && !b.bad["unix_socket_dir"] {
 			b.problems.add(d.at, "%s: host is blank, which means the Unix socket in unix_socket_dir, but that is blank too; allowed: a host name, an address or a directory", label)
 		}
+		if hosts := max(len(d.Hosts), 1); len(d.Ports) != 1 && len(d.Ports) != hosts {
+			b.problems.add(d.origins["port"], "%s: port lists %d ports for %d hosts; allowed: one for all, or one for each", label, len(d.Ports), hosts)
+		}
+		for _, h := range d.Hosts {
+			if strings.ContainsAny(h, "[] \t") {
+				b.problems.add(d.origins["host"], "%s: host holds %s; allowed: host names, addresses without brackets, and directories, separated by commas", label, shown(h))
+			}
+		}
 		if d.Password.Set() && d.User == "" {
 			if b.dialect == dialectYAML {
 				b.problems.add(d.origins["password"], "%s: password is given without user; allowed: both or none", label)

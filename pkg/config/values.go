@@ -70,6 +70,18 @@ const (
 	ProbeOff  Probe = "off"
 )
 
+// TargetSession is libpq's target_session_attrs.
+type TargetSession string
+
+const (
+	TargetAny           TargetSession = "any"
+	TargetReadWrite     TargetSession = "read-write"
+	TargetReadOnly      TargetSession = "read-only"
+	TargetPrimary       TargetSession = "primary"
+	TargetStandby       TargetSession = "standby"
+	TargetPreferStandby TargetSession = "prefer-standby"
+)
+
 // LogFormat is the form of log lines.
 type LogFormat string
 
@@ -102,14 +114,15 @@ func (l LogLevel) slog() slog.Level {
 
 // choices lists the values of the named string types, in the order they are shown.
 var choices = map[reflect.Type][]string{
-	reflect.TypeFor[PoolMode]():     {"session", "transaction", "statement"},
-	reflect.TypeFor[AuthType]():     {"trust", "any", "plain", "md5", "scram-sha-256", "passthrough"},
-	reflect.TypeFor[TLSMode]():      {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
-	reflect.TypeFor[LoadBalance]():  {"round-robin", "disable"},
-	reflect.TypeFor[SessionState](): {"pin", "track", "pgbouncer"},
-	reflect.TypeFor[Probe]():        {"auto", "off"},
-	reflect.TypeFor[LogFormat]():    {"text", "json"},
-	reflect.TypeFor[LogLevel]():     {"debug", "info", "warn", "error"},
+	reflect.TypeFor[PoolMode]():      {"session", "transaction", "statement"},
+	reflect.TypeFor[AuthType]():      {"trust", "any", "plain", "md5", "scram-sha-256", "passthrough"},
+	reflect.TypeFor[TLSMode]():       {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
+	reflect.TypeFor[LoadBalance]():   {"round-robin", "disable"},
+	reflect.TypeFor[SessionState]():  {"pin", "track", "pgbouncer"},
+	reflect.TypeFor[Probe]():         {"auto", "off"},
+	reflect.TypeFor[LogFormat]():     {"text", "json"},
+	reflect.TypeFor[LogLevel]():      {"debug", "info", "warn", "error"},
+	reflect.TypeFor[TargetSession](): {"any", "read-write", "read-only", "primary", "standby", "prefer-standby"},
 }
 
 // limits bound and shape the values of one setting, whatever its type.
@@ -152,6 +165,17 @@ func assign(dst reflect.Value, text string, l limits) (allowed string) {
 		dst.SetString(text)
 	case *[]string:
 		dst.Set(reflect.ValueOf(splitList(text)))
+	case *[]int:
+		lo, hi := l.bounds()
+		var list []int
+		for _, item := range strings.Split(text, ",") {
+			n, ok := parseInt(strings.TrimSpace(item))
+			if !ok || n < int64(lo) || n > int64(hi) {
+				return fmt.Sprintf("whole numbers from %d to %d, separated by commas", lo, hi)
+			}
+			list = append(list, int(n))
+		}
+		dst.Set(reflect.ValueOf(list))
 	case *Secret:
 		dst.Set(reflect.ValueOf(NewSecret(text)))
 	case *bool:
@@ -268,6 +292,12 @@ func format(v reflect.Value) string {
 		return x.String()
 	case []string:
 		return strings.Join(x, ",")
+	case []int:
+		texts := make([]string, len(x))
+		for i, n := range x {
+			texts[i] = strconv.Itoa(n)
+		}
+		return strings.Join(texts, ",")
 	case bool:
 		return strconv.FormatBool(x)
 	case fs.FileMode:

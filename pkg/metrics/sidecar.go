@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/pgberth/pgberth/pkg/pool"
 	"github.com/pgberth/pgberth/pkg/proxy"
 	"github.com/pgberth/pgberth/pkg/session"
 )
@@ -58,6 +59,8 @@ var (
 	crashes       = desc("server_lost_total", "Server connections lost while a client used them.")
 	dials         = desc("server_dials_total", "Attempts to open a server connection.")
 	dialFailures  = desc("server_dial_failures_total", "Attempts that failed.")
+	dialsByState  = desc("server_connect_failures_total", "Attempts that failed, by the server's SQLSTATE; none where it did not answer with an error.", "sqlstate")
+	backpressure  = desc("backpressure_total", "Logins that a server had no room for or did not serve yet, by whom that concerns.", "scope")
 	cancels       = desc("cancel_requests_total", "Cancel requests sent to servers.")
 
 	poolClients  = desc("pool_clients", "Logged-in clients by state.", "database", "user", "state")
@@ -83,7 +86,7 @@ var (
 func (s *sidecar) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		up, buildInfo, draining, connections, lentBuffers, lentBytes, accepted, logins, loginFailures, waitFailures, violations,
-		crashes, dials, dialFailures, cancels, poolClients, poolServers, poolSize, poolMaxWait, transactions, queries,
+		crashes, dials, dialFailures, dialsByState, backpressure, cancels, poolClients, poolServers, poolSize, poolMaxWait, transactions, queries,
 		assignments, received, sent, xactSeconds, querySeconds, waitSeconds, pinned, pins, pinsRefused, probes, repairs,
 	} {
 		ch <- d
@@ -121,6 +124,12 @@ func (s *sidecar) Collect(ch chan<- prometheus.Metric) {
 	counter(crashes, float64(c.ServerCrashes))
 	counter(dials, float64(c.Dials))
 	counter(dialFailures, float64(c.DialFailures))
+	for state, n := range snap.DialFailures {
+		counter(dialsByState, float64(n), state)
+	}
+	for scope, n := range c.Backpressure {
+		counter(backpressure, float64(n), pool.Pressure(scope).String())
+	}
 	counter(cancels, float64(c.Cancels))
 	for _, p := range snap.Pools {
 		db, user := p.Key.Database, p.Key.User

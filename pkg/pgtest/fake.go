@@ -35,7 +35,13 @@ type Fake struct {
 // quietly, by a panic that the Fake catches, once the peer has gone.
 func NewFake(tb testing.TB, serve func(*FakeConn)) *Fake {
 	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return NewFakeAt(tb, "127.0.0.1:0", serve)
+}
+
+// NewFakeAt is NewFake on an address of the test's choice. All of 127.0.0.0/8 is this machine.
+func NewFakeAt(tb testing.TB, addr string, serve func(*FakeConn)) *Fake {
+	tb.Helper()
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		tb.Fatal(err)
 	}

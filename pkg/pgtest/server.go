@@ -185,7 +185,7 @@ func (s *Server) configure(o Options) error {
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		fmt.Fprintf(&conf, "%s = '%s'\n", name, strings.ReplaceAll(settings[name], "'", "''"))
 	}
-	hba := fmt.Sprintf("local all %s trust\nlocal all all %s\nhost all all 127.0.0.1/32 %s\n", User, auth, auth)
+	hba := fmt.Sprintf("local all,replication %s trust\nlocal all all %s\nhost all all 127.0.0.1/32 %s\n", User, auth, auth)
 	for name, text := range map[string]string{"postgresql.auto.conf": conf.String(), "pg_hba.conf": hba} {
 		path := filepath.Join(s.data, name)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

@@ -37,6 +37,7 @@ type Backend struct {
 	served              bool   // linked at least once
 	chosen              bool   // scratch of victims
 	reason              Reason // of Closing
+	dismissed           Reason // why it must serve nobody else
 }
 
 // Pool returns the pool the backend belongs to.
@@ -116,6 +117,7 @@ func (ps *Pools) Opened(now Time, b *Backend) {
 	p := b.pool
 	p.served.opened++
 	p.failures, p.retryAt = 0, 0
+	b.relieve()
 	b.openedAt = now
 	if reason := ps.unwanted(now, b); reason != NoReason {
 		ps.close(now, b, reason)
@@ -207,6 +209,8 @@ func (ps *Pools) unwanted(now Time, b *Backend) Reason {
 	switch {
 	case p.retired:
 		return DatabaseRemoved
+	case b.dismissed != NoReason:
+		return b.dismissed
 	case b.generation != p.generation:
 		return p.obsolete
 	case p.oversize() > 0:

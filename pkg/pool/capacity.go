@@ -13,14 +13,10 @@ func (ps *Pools) SetCapacity(now Time, server string, n int, deadline Time) {
 	l := ps.limit(serverCapacity, server)
 	l.max, l.deadline = max(n, -1), deadline
 	ps.trim(now, l)
-	switch {
-	case l.excess() <= 0:
-		ps.timers.set(&l.timer, Never)
-	case deadline <= now:
+	if deadline <= now {
 		ps.enforce(l)
-	default:
-		ps.timers.set(&l.timer, deadline)
 	}
+	ps.armLimit(l)
 	ps.plan(now, nil)
 	ps.forget(l)
 }

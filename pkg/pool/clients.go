@@ -107,7 +107,7 @@ func (ps *Pools) Acquire(now Time, c *Client) {
 	ps.serve(now, p)
 	p.refresh()
 	ps.armWait(p)
-	if p.hungryAt != 0 && p.hopeful() {
+	if p.hungryAt != 0 && p.hopeful() && !p.heldBack() {
 		ps.plan(now, nil)
 	}
 }

@@ -58,7 +58,8 @@ type limit struct {
 
 	clients, maxClients int // of a database or user; maxClients 0: no limit
 
-	deadline Time // of a server: when the excess is killed
+	pressure throttle // of a server or database
+	deadline Time     // of a server: when the excess is killed
 	timer    timer
 }
 

@@ -169,7 +169,7 @@ func (p *Pool) contended(now Time, b *Backend) bool {
 		return false
 	}
 	for _, q := range p.ps.hungry {
-		if q.covers(b, tight) != 0 && b.evictable(now, q, b) {
+		if q.covers(b, tight) != 0 && b.evictable(now, q, b) && !q.heldBack() {
 			return true
 		}
 	}
@@ -208,7 +208,7 @@ func (ps *Pools) share(now Time, offered *Backend) bool {
 	for progress := true; progress; {
 		progress = false
 		for _, p := range order {
-			if p.wanted() <= p.claims || p == keeper {
+			if p.wanted() <= p.claims || p == keeper || p.heldBack() {
 				continue
 			}
 			if ps.place(now, p, offered) {
@@ -380,7 +380,7 @@ func (ps *Pools) warm(now Time) {
 	order := append(ps.order[:0], ps.short...)
 	slices.SortFunc(order, comparePools)
 	for _, p := range order {
-		for p.shortfall() > 0 && p.mayOpen() {
+		for p.shortfall() > 0 && !p.heldBack() && p.mayOpen() {
 			ps.open(now, p)
 		}
 	}

@@ -126,6 +126,7 @@ type Pool struct {
 	obsolete   Reason
 	failures   int  // attempts failed in a row, counting those of one round once
 	retryAt    Time // no attempt starts before a Tick at or after it
+	pressure   throttle
 	nextExpiry Time // no lifetime closing before it
 
 	hungryAt, shortAt int // index in the lists of Pools plus 1; 0 = not in it

@@ -1,9 +1,9 @@
 package pool
 
 // Probe starts an attempt that no waiter asked for, to try something on it; nil when p's size or a shared limit does not
-// leave room for it and spare backends more. There is no Open effect; answer with Opened or OpenFailed.
+// leave room for it and spare backends more, or when back-pressure forbids it. There is no Open effect; answer with Opened or OpenFailed.
 func (ps *Pools) Probe(now Time, p *Pool, spare int) *Backend {
-	if p.retired {
+	if p.retired || p.heldBack() {
 		return nil
 	}
 	if size := p.settings.Size; size > 0 && p.held+spare >= size {

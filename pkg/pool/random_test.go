@@ -42,7 +42,7 @@ func TestAgreesWithItsTwin(t *testing.T) {
 			t.Errorf("nothing closed or failed for %q in all runs", reason)
 		}
 	}
-	for _, what := range []string{"turn", "kept", "reserve", "grown", "client limit", "probe"} {
+	for _, what := range []string{"turn", "kept", "reserve", "grown", "client limit", "probe", "pressed role", "pressed database", "pressed server", AddressGone.String()} {
 		if seen[what] == 0 {
 			t.Errorf("no %s in all runs", what)
 		}
@@ -139,6 +139,18 @@ func (d *driver) step() error {
 		what = d.onBackend(Opening, fmt.Sprint("failed ", permanent), func(b *Backend, id int) {
 			d.ps.OpenFailed(d.now, b, permanent)
 			d.twin.openFailed(d.now, id, permanent)
+		})
+	case n < 58:
+		by := pick(r, OnRole, OnDatabase, OnServer)
+		what = d.onBackend(Opening, fmt.Sprint("pressed ", by), func(b *Backend, id int) {
+			d.ps.Pressed(d.now, b, by)
+			d.twin.pressed(d.now, id, by)
+			d.seen["pressed "+by.String()]++
+		})
+	case n < 59:
+		what = d.onBackend(pick(r, Opening, Idle, Active, Testing), "dismiss", func(b *Backend, id int) {
+			d.ps.Dismiss(d.now, b, AddressGone)
+			d.twin.dismiss(d.now, id, AddressGone)
 		})
 	case n < 67:
 		what = d.onBackend(Active, "release", func(b *Backend, id int) {

@@ -42,6 +42,8 @@ const (
 	AdminKilled
 	Paused
 	ShuttingDown
+	AddressGone
+	WrongRole
 )
 
 var reasonTexts = [...]string{
@@ -77,6 +79,8 @@ var reasonTexts = [...]string{
 	AdminKilled:            "admin forced disconnect",
 	Paused:                 "pause mode",
 	ShuttingDown:           "server shutting down",
+	AddressGone:            "server address changed",
+	WrongRole:              "server is not what target_session_attrs asks for",
 }
 
 func (r Reason) String() string { return reasonTexts[r] }

@@ -398,6 +398,10 @@ var verbs = map[string]func(s *scenario, args []string) error{
 	"refused": onBackends(func(ps *Pools, now Time, b *Backend) { // for good
 		ps.OpenFailed(now, b, true)
 	}),
+	"pressed_role":     onBackends(func(ps *Pools, now Time, b *Backend) { ps.Pressed(now, b, OnRole) }),
+	"pressed_database": onBackends(func(ps *Pools, now Time, b *Backend) { ps.Pressed(now, b, OnDatabase) }),
+	"pressed_server":   onBackends(func(ps *Pools, now Time, b *Backend) { ps.Pressed(now, b, OnServer) }),
+	"dismiss":          onBackends(func(ps *Pools, now Time, b *Backend) { ps.Dismiss(now, b, AddressGone) }),
 	"discard": onBackends(func(ps *Pools, now Time, b *Backend) {
 		ps.Discard(now, b, ServerCrashed)
 	}),

@@ -21,7 +21,10 @@ func (ps *Pools) Tick(now Time) {
 	slices.SortFunc(due, compareTimers)
 	for _, t := range due {
 		if t.limit != nil {
-			ps.enforce(t.limit)
+			if t.limit.deadline <= now {
+				ps.enforce(t.limit)
+			}
+			ps.armLimit(t.limit)
 		} else {
 			ps.expire(now, t.pool)
 		}
@@ -121,6 +124,9 @@ func (ps *Pools) rearm(p *Pool) {
 	if p.retryAt > ps.ticked && (p.waiters.n > 0 || p.usable() < p.minimum()) {
 		at = min(at, p.retryAt)
 	}
+	if p.pressure.until > ps.ticked && (p.waiters.n > 0 || p.usable() < p.minimum()) {
+		at = min(at, p.pressure.until)
+	}
 	if b := p.idle.oldest; b != nil {
 		if p.settings.ServerIdleTimeout > 0 && p.usable() > p.minimum() {
 			at = min(at, after(b.idleSince, p.settings.ServerIdleTimeout))
@@ -156,6 +162,9 @@ func (ps *Pools) armWait(p *Pool) {
 	at := p.waitDue()
 	if p.retryAt > ps.ticked && p.waiters.n > 0 {
 		at = min(at, p.retryAt)
+	}
+	if p.pressure.until > ps.ticked && p.waiters.n > 0 {
+		at = min(at, p.pressure.until)
 	}
 	if at < p.timer.at {
 		ps.timers.set(&p.timer, at)

@@ -19,6 +19,7 @@ type twin struct {
 	maxClients map[twinLimit]int
 	deadlines  map[string]Time
 	claims     map[twinLimit]int
+	pauses     map[any]*twinPause // by *twinPool or twinLimit
 	opened     int
 	idles      int
 	kept       int // backends closed for a pool that lacks more
@@ -66,10 +67,17 @@ type twinBackend struct {
 	idleOrder       int
 	linkedAt        Time
 	served          bool
+	dismissed       Reason
+}
+
+// twinPause is the back-pressure on a pool, a database or a server.
+type twinPause struct {
+	steps int
+	until Time
 }
 
 func newTwin(seed uint64) *twin {
-	return &twin{seed: seed, max: map[twinLimit]int{}, maxClients: map[twinLimit]int{}, deadlines: map[string]Time{}}
+	return &twin{seed: seed, max: map[twinLimit]int{}, maxClients: map[twinLimit]int{}, deadlines: map[string]Time{}, pauses: map[any]*twinPause{}}
 }
 
 func (t *twin) say(format string, args ...any) {
@@ -328,7 +336,7 @@ func (t *twin) acquire(now Time, p *twinPool, client int) {
 
 // probe returns the number of the attempt, or 0.
 func (t *twin) probe(now Time, p *twinPool, spare int) int {
-	if p.retired || p.set.Size > 0 && t.count(of(p))+spare >= p.set.Size {
+	if p.retired || t.heldBack(p) || p.set.Size > 0 && t.count(of(p))+spare >= p.set.Size {
 		return 0
 	}
 	for _, l := range p.limits() {
@@ -349,6 +357,12 @@ func (t *twin) openedCall(now Time, id int) {
 	p := b.pool
 	p.total.Opened++
 	p.failures, p.retryAt = 0, 0
+	for _, on := range []any{p, b.limits[serverCapacity], b.limits[databaseBackends]} {
+		if pause := t.pauses[on]; pause != nil {
+			pause.steps /= 2
+			pause.until = 0
+		}
+	}
 	b.opened = now
 	if reason := t.unwanted(now, b); reason != NoReason {
 		t.close(now, b, reason)
@@ -373,6 +387,70 @@ func (t *twin) openFailed(now Time, id int, permanent bool) {
 	}
 	if permanent && t.count(of(p), open) == t.count(of(p), in(Opening)) {
 		t.failAll(p, LoginFailed)
+	}
+	t.finish(now)
+}
+
+// pressed: all that the server's word concerns pauses for a random time, and after that makes one attempt at a time.
+func (t *twin) pressed(now Time, id int, by Pressure) {
+	b := t.find(id)
+	p := b.pool
+	t.drop(b)
+	p.total.OpenFailures++
+	var on any = p
+	switch by {
+	case OnDatabase:
+		on = b.limits[databaseBackends]
+	case OnServer:
+		on = b.limits[serverCapacity]
+	}
+	if l, ok := on.(twinLimit); !ok || t.known(l) {
+		pause := t.pauses[on]
+		if pause == nil {
+			pause = &twinPause{}
+			t.pauses[on] = pause
+		}
+		if pause.until <= now {
+			longest := firstPressure
+			for range pause.steps {
+				longest = min(2*longest, p.set.LoginRetry)
+			}
+			longest = min(longest, p.set.LoginRetry)
+			pause.steps++
+			pause.until = now + 1 + time.Duration(splitmix64(poolSeed(t.seed, p.key)+uint64(2*p.total.OpenFailures+1))%uint64(longest))
+		}
+	}
+	t.finish(now)
+}
+
+// known says whether anything refers to a limit; its pause is forgotten with it.
+func (t *twin) known(l twinLimit) bool {
+	_, bounded := t.max[l]
+	pools := slices.ContainsFunc(t.pools, func(p *twinPool) bool { return p.limits()[l.kind] == l })
+	return bounded || pools || t.count(under(l)) > 0 || t.maxClients[l] > 0
+}
+
+func (t *twin) heldBack(p *twinPool) bool {
+	waits := func(on any, opening int) bool {
+		pause := t.pauses[on]
+		return pause != nil && pause.steps > 0 && (pause.until > t.ticked || opening > 0)
+	}
+	limits := p.limits()
+	for _, l := range limits[:2] {
+		if waits(l, t.count(under(l), in(Opening))) {
+			return true
+		}
+	}
+	return waits(p, t.count(of(p), in(Opening)))
+}
+
+func (t *twin) dismiss(now Time, id int, reason Reason) {
+	b := t.find(id)
+	if b.dismissed == NoReason {
+		b.dismissed = reason
+	}
+	if b.state == Idle {
+		t.close(now, b, reason)
 	}
 	t.finish(now)
 }
@@ -515,6 +593,8 @@ func (t *twin) unwanted(now Time, b *twinBackend) Reason {
 	switch {
 	case p.retired:
 		return DatabaseRemoved
+	case b.dismissed != NoReason:
+		return b.dismissed
 	case b.generation != p.generation:
 		return p.obsolete
 	case t.oversize(p) > 0:
@@ -565,6 +645,11 @@ func (t *twin) finish(now Time) {
 	t.pools = slices.DeleteFunc(t.pools, func(p *twinPool) bool {
 		return p.retired && p.clients == 0 && t.count(of(p)) == 0
 	})
+	for on := range t.pauses {
+		if l, ok := on.(twinLimit); ok && !t.known(l) {
+			delete(t.pauses, on)
+		}
+	}
 }
 
 func (t *twin) serve(now Time, p *twinPool) {
@@ -621,7 +706,7 @@ func (t *twin) plan(now Time, offered *twinBackend) {
 	for _, p := range t.sorted() {
 		for {
 			opening, size := t.count(of(p), in(Opening)), p.set.Size
-			if t.count(of(p), open) >= t.minimum(p) || p.retryAt > t.ticked || opening >= p.set.MaxConnecting ||
+			if t.heldBack(p) || t.count(of(p), open) >= t.minimum(p) || p.retryAt > t.ticked || opening >= p.set.MaxConnecting ||
 				size > 0 && t.count(of(p)) >= size || !t.mayOpen(p) {
 				break
 			}
@@ -673,7 +758,7 @@ func (t *twin) share(now Time, offered *twinBackend) {
 	for again := true; again; {
 		again = false
 		for _, p := range order {
-			if p.claims >= t.wanted(p) || p == kept {
+			if p.claims >= t.wanted(p) || p == kept || t.heldBack(p) {
 				continue
 			}
 			if t.mayOpen(p) {

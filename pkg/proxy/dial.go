@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -41,6 +40,9 @@ type dialSpec struct {
 	startup        map[string]string
 	timeout        time.Duration
 	keepAlive      KeepAlive
+	to             candidate // the address, of host and port
+	target         TargetSession
+	connectQuery   string
 }
 
 // dialed is a server connection after its login. Whoever holds it closes fd.
@@ -55,25 +57,37 @@ type dialed struct {
 	remote  string
 	rest    []byte  // read beyond the login
 	secret  *secret // what proved right, to keep instead of a password
+	at      candidate
+	role    serverRole // where the database asks for one
 }
 
 func (d *dialed) close() { _ = unix.Close(d.fd) }
 
 // LoginError is what a server answered to a login.
-type LoginError struct{ pgwire.ErrorFields }
+type LoginError struct {
+	pgwire.ErrorFields
+	routine string // of the server's source that raised it
+	during  string // the setting whose query it answers; "" is the login itself
+}
 
 func (e *LoginError) Error() string {
+	if e.during != "" {
+		return fmt.Sprintf("%s (SQLSTATE %s)", e.Message, e.Code)
+	}
 	return fmt.Sprintf("server refused the login: %s (SQLSTATE %s)", e.Message, e.Code)
 }
 
 // wrongPassword: the server knows another one, or none, for the role. False of nil.
 func (e *LoginError) wrongPassword() bool {
-	return e != nil && (e.Code == "28P01" || e.Code == "28000")
+	return e != nil && e.during == "" && (e.Code == "28P01" || e.Code == "28000")
 }
 
 // permanent: waiting does not help. 53300 and 57P03 are the server's way to say later; a reply without SQLSTATE says
 // nothing.
 func (e *LoginError) permanent() bool {
+	if e.during != "" {
+		return !transient(e.Code)
+	}
 	switch e.Code {
 	case "", "53300", "57P03", "57P01", "57P02":
 		return false
@@ -88,16 +102,8 @@ func dial(ctx context.Context, spec dialSpec) (*dialed, error) {
 		ctx, stop = context.WithTimeout(ctx, spec.timeout)
 		defer stop()
 	}
-	network, addr := "tcp", net.JoinHostPort(spec.host, strconv.Itoa(spec.port))
-	if strings.HasPrefix(spec.host, "/") {
-		network, addr = "unix", spec.host+"/.s.PGSQL."+strconv.Itoa(spec.port)
-	}
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{
-		Enable: spec.keepAlive.On, Idle: spec.keepAlive.Idle, Interval: spec.keepAlive.Interval, Count: spec.keepAlive.Count,
-	}}
-	if !spec.keepAlive.On {
-		d.KeepAlive = -1
-	}
+	network, addr := spec.to.address()
+	d := net.Dialer{KeepAlive: -1, Control: spec.keepAlive.control}
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect failed: %w", err)
@@ -184,6 +190,9 @@ func (l *serverLogin) run() error {
 			return err
 		}
 		if done {
+			if err := l.prepare(); err != nil {
+				return err
+			}
 			return l.leftOver()
 		}
 	}
@@ -195,7 +204,7 @@ func (l *serverLogin) handle(typ byte, body []byte) (done bool, err error) {
 	case pgwire.Authentication:
 		return false, l.authenticate(body)
 	case pgwire.ErrorResponse:
-		return false, &LoginError{pgwire.ReadError(body)}
+		return false, loginError(body)
 	case pgwire.NoticeResponse, pgwire.NotificationResponse:
 		return false, nil
 	case pgwire.NegotiateProtocol:
@@ -293,7 +302,7 @@ func (l *serverLogin) authenticate(body []byte) error {
 		final, err := l.scram.Challenge(data)
 		if errors.Is(err, scram.ErrKeys) {
 			// What the server would say if it were asked: the keys that are known do not fit any more.
-			return &LoginError{pgwire.ErrorFields{Severity: pgwire.Fatal, Code: "28P01", Message: "the password was set anew on the server"}}
+			return &LoginError{ErrorFields: pgwire.ErrorFields{Severity: pgwire.Fatal, Code: "28P01", Message: "the password was set anew on the server"}}
 		}
 		if err != nil {
 			return err

@@ -429,7 +429,15 @@ func TestServersThatRefuseForGoodTellAllWhoWait(t *testing.T) {
 				w.refused(c.code, "server login failed: "+c.text)
 			}
 			refuse.Store(false)
-			p.raw(t).login() // it is not for ever
+			for { // it is not for ever
+				_, err := tryCall(t, p.Addr)
+				if err == nil {
+					break
+				}
+				if !strings.Contains(err.Error(), "server login has been failing, cached error: "+c.text+" (server_login_retry)") {
+					t.Fatal(err)
+				}
+			}
 		})
 	}
 }

@@ -365,6 +365,10 @@ func (c *client) loginProved() {
 		}
 		c.pooled = pl
 	}
+	if code, why, failing := c.p.failsFast(pl); failing {
+		c.loginRefused(code, why)
+		return
+	}
 	c.names = session.NewNames(&pl.statements)
 	if pl.haveWelcome && l.proof == nil {
 		c.welcome()

@@ -70,7 +70,9 @@ type Proxy struct {
 	stopping bool
 	stopAt   eventloop.Timer
 
-	counters Counters
+	counters     Counters
+	dialFailures map[string]uint64 // by SQLSTATE
+	nameBook
 
 	ctx     context.Context // ends the blocking goroutines
 	cancel  context.CancelFunc
@@ -94,6 +96,7 @@ type pooled struct {
 	custom  []string            // custom parameters that clients use
 	shapes  map[string]struct{} // of statements that were logged for it
 	dials   int                 // for taking hosts in turn
+	worked  int                 // index of the host of the last connection
 }
 
 // New assembles a proxy that does not listen yet.
@@ -121,6 +124,8 @@ func New(set *Settings, log *slog.Logger) (*Proxy, error) {
 		mock:    seed[8:],
 		keys:    map[cancelKey]*client{},
 		servers: map[*server]struct{}{},
+
+		nameBook: nameBook{names: map[string]*name{}},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.pools.SetLimit(0, pool.AllClients, "", set.MaxClients)
@@ -151,6 +156,7 @@ func (p *Proxy) Listen() error {
 // Run serves until Stop, or until a drain ends. When it returns every connection is closed and every goroutine it
 // started has ended.
 func (p *Proxy) Run() error {
+	p.loop.Post(p.armNameCheck)
 	err := p.loop.Run()
 	p.cancel()
 	p.workers.Wait()
@@ -269,7 +275,7 @@ func (p *Proxy) reload(set *Settings) {
 		p.timed(route.Timeouts.shortest())
 		p.setLimits(&route)
 		p.pools.Reconfigure(now, bp, route.Pool)
-		if old.Pool.Server != route.Pool.Server || old.DBName != route.DBName || old.Password != route.Password || !maps.Equal(old.Startup, route.Startup) {
+		if old.Pool.Server != route.Pool.Server || old.DBName != route.DBName || old.Password != route.Password || !maps.Equal(old.Startup, route.Startup) || !old.sameWay(&route) {
 			pl.haveWelcome = false
 			pl.refusal = nil
 			p.pools.Recycle(now, bp)
@@ -278,6 +284,7 @@ func (p *Proxy) reload(set *Settings) {
 			}
 		}
 	}
+	p.forgetNames()
 	p.settle()
 }
 
@@ -313,7 +320,7 @@ func (p *Proxy) ensure(r Route) *pooled {
 	}
 	p.setLimits(&r)
 	r.Pool.Server = r.server()
-	pl := &pooled{route: r}
+	pl := &pooled{route: r, dials: anyTurn()}
 	pl.statements.Reader = p.set.Reader
 	pl.pool = p.pools.Ensure(p.now(), key, r.Pool)
 	p.pooled[key] = pl
@@ -438,18 +445,11 @@ func (p *Proxy) open(b *pool.Backend) {
 // dialFor dials on a goroutine of its own and hands the result to the loop.
 func (p *Proxy) dialFor(b *pool.Backend, pl *pooled, sec secret, then func(*dialed, error)) {
 	r := &pl.route
-	pl.dials++
-	spec := dialSpec{
-		host: r.Hosts[pl.dials%len(r.Hosts)], port: r.Port, database: r.DBName, user: r.User,
-		secret: sec, startup: r.Startup, timeout: p.set.ServerConnectTimeout, keepAlive: p.set.KeepAlive,
-	}
 	p.counters.Dials++
-	p.work(func() {
-		d, err := dial(p.ctx, spec)
-		if !p.loop.Post(func() { then(d, err) }) && err == nil {
-			d.close()
-		}
-	})
+	p.connect(pl, dialSpec{
+		database: r.DBName, user: r.User, secret: sec, startup: r.Startup, timeout: p.set.ServerConnectTimeout,
+		keepAlive: p.set.KeepAlive, target: r.Target, connectQuery: r.ConnectQuery,
+	}, then)
 }
 
 func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d *dialed, err error) {
@@ -462,6 +462,7 @@ func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d 
 		return
 	}
 	p.counters.DialFailures++
+	p.countFailure(err)
 	var le *LoginError
 	permanent := errors.As(err, &le) && le.permanent()
 	p.log.Warn("cannot connect to server", "database", pl.route.Database, "user", pl.route.User, "server", pl.route.server(), "error", err)
@@ -470,10 +471,11 @@ func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d 
 		// It says nothing about the passwords of others.
 		p.pools.Refused(p.now(), b)
 	} else {
+		pl.refusal = nil
 		if permanent {
 			pl.refusal = le
 		}
-		p.pools.OpenFailed(p.now(), b, permanent)
+		p.openFailed(b, le)
 	}
 	if proof != nil {
 		p.dropUnused(pl)

@@ -138,6 +138,12 @@ func (c *client) acquire() bool {
 	c.started = c.p.now()
 	c.asked = 0
 	c.pc.Like = c.params
+	if code, why, failing := c.p.failsFast(c.pooled); failing {
+		c.counters().WaitFailures++
+		c.fail(code, why)
+		c.linger("server_login_retry")
+		return false
+	}
 	c.p.pools.Acquire(c.started, &c.pc)
 	b := c.pc.Backend()
 	for b != nil && c.foreign(b.Ref.(*server)) {

@@ -58,13 +58,15 @@ type server struct {
 	secret  []byte
 	network string
 	remote  string // address as dialed, for cancel requests
+	at      candidate
+	role    serverRole
 	id      uint64
 }
 
 // adopt makes a server connection of a finished login. On an error the socket is closed.
 func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 	p.nextID++
-	s := &server{p: p, pb: b, pooled: pl, user: d.user, pid: d.pid, secret: d.key, network: d.network, remote: d.remote, id: p.nextID, readable: true}
+	s := &server{p: p, pb: b, pooled: pl, user: d.user, pid: d.pid, secret: d.key, network: d.network, remote: d.remote, at: d.at, role: d.role, id: p.nextID, readable: true}
 	s.link.Reset()
 	if p.follows(&pl.route) {
 		s.link.Track(&pl.statements, p.set.MaxPrepared)
@@ -83,6 +85,9 @@ func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 	}
 	b.Ref = s
 	p.servers[s] = struct{}{}
+	if p.stale(d.at) {
+		p.pools.Dismiss(p.now(), b, pool.AddressGone)
+	}
 	// The newest connection knows the server's configuration best.
 	pl.welcome, pl.haveWelcome = d.welcome, true
 	p.log.Debug("server connection opened", "database", pl.route.Database, "user", pl.route.User, "server", d.remote, "server_pid", d.pid)
@@ -247,6 +252,7 @@ func (s *server) process(buf []byte) (rest []byte) {
 			if other == nil {
 				other = s.translated(body)
 			}
+			s.refusedWrite(body)
 			if other != nil && end == off+size && size <= wholeMessage {
 				b.keep(buf, off)
 				b.out = append(b.out, other...)
@@ -323,6 +329,7 @@ func (s *server) reported(body []byte) {
 		}
 		return
 	}
+	s.roleReported(name, value)
 	// in_hot_standby and the configuration change for everybody; what a linked client has set is its own. Nothing is
 	// added to what the login told: every client is told it.
 	_, known := s.pooled.welcome.Get(name)

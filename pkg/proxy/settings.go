@@ -3,8 +3,6 @@ package proxy
 import (
 	"io/fs"
 	"net/netip"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/pgberth/pgberth/pkg/pool"
@@ -46,10 +44,15 @@ type Route struct {
 
 	Hosts    []string // names, addresses, or directories of Unix sockets; never empty
 	Port     int
+	Ports    []int // one for each host; nil: all have Port
 	DBName   string
 	Password string // User's, when it is known: in clear or an "md5…" hash
 	// Startup are sent to the server in the startup packet, besides user and database.
 	Startup map[string]string
+
+	Balance      LoadBalance
+	Target       TargetSession
+	ConnectQuery string // run after each login to a server; "" is none
 
 	Pool       pool.Settings // Server is filled in by the proxy
 	ResetQuery string        // "" when none runs; Pool.Reset says the same
@@ -61,9 +64,6 @@ type Route struct {
 	MaxDatabaseBackends, MaxDatabaseClients int
 	MaxUserBackends, MaxUserClients         int
 }
-
-// server names the database server: what shares a capacity.
-func (r *Route) server() string { return strings.Join(r.Hosts, ",") + ":" + strconv.Itoa(r.Port) }
 
 // Settings is everything a Proxy obeys. It is immutable; Reload swaps it for another.
 type Settings struct {
@@ -100,6 +100,10 @@ type Settings struct {
 	Reader       *session.Reader
 	ProbeOff     bool // take texts at their word
 	KeepAlive    KeepAlive
+	DNS          DNS
+	// OnBackpressure is told when a server has no room for a login or does not serve yet. The loop calls it: it must not
+	// block. Nil is nobody.
+	OnBackpressure func(Backpressure)
 
 	LogConnections    bool
 	LogDisconnections bool

@@ -21,6 +21,7 @@ type Counters struct {
 	ServerCrashes      uint64 // server connections lost while a client used them
 	Dials              uint64
 	DialFailures       uint64
+	Backpressure       [pool.Pressures]uint64 // by scope
 	Cancels            uint64
 }
 
@@ -53,14 +54,16 @@ type PoolSnapshot struct {
 
 // Snapshot is the proxy at one moment.
 type Snapshot struct {
-	Counters    Counters
-	Pools       []PoolSnapshot
-	Clients     int // connections, logins under way included
-	Servers     int
-	BuffersLent int
-	BytesLent   int
-	Draining    bool
-	Uptime      time.Duration
+	Counters Counters
+	// DialFailures are Counters.DialFailures by SQLSTATE: "none" without one, "other" for the less common ones.
+	DialFailures map[string]uint64
+	Pools        []PoolSnapshot
+	Clients      int // connections, logins under way included
+	Servers      int
+	BuffersLent  int
+	BytesLent    int
+	Draining     bool
+	Uptime       time.Duration
 }
 
 // ErrStopped says that the proxy has ended.
@@ -83,6 +86,7 @@ func (p *Proxy) Snapshot(ctx context.Context) (Snapshot, error) {
 func (p *Proxy) snapshot() Snapshot {
 	now := p.now()
 	s := Snapshot{Counters: p.counters, Clients: len(p.clients), Servers: len(p.servers), Draining: p.draining, Uptime: now}
+	s.DialFailures = p.failuresByState()
 	s.BuffersLent, s.BytesLent = p.loop.Buffers.Lent()
 	for _, bp := range p.pools.All() {
 		pl := p.pooled[bp.Key()]
