@@ -345,6 +345,7 @@ func (c *client) forget(reason string) {
 	if c.login != nil {
 		c.p.loop.Unset(&c.login.timer)
 		c.p.dropProof(c)
+		c.p.dropLookup(c)
 	}
 	c.names.Clear()
 	c.gather, c.gathers = nil, 0

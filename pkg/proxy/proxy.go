@@ -47,6 +47,8 @@ type Proxy struct {
 	derived map[string]derivedVerifier // of plain secrets in the user list, by user
 	offload offload
 	mock    []byte // secret of the verifiers shown for unknown users
+	census  census
+	lookups map[lookupKey]*lookup // runs of auth_query, the latest of each that may be joined
 
 	listeners []*listener
 	clients   []*client
@@ -87,6 +89,7 @@ type pooled struct {
 	greeting    greeting
 	others      map[Timeouts]*Timeouts // of clients that have others than route's
 	statements  session.Statements
+	learned     secret // for the server, of the clients' logins
 	// refusal is the server's last word to a login that failed for good.
 	refusal *LoginError
 	counts  PoolCounters
@@ -115,6 +118,7 @@ func New(set *Settings, log *slog.Logger) (*Proxy, error) {
 		pooled:  map[pool.Key]*pooled{},
 		creds:   map[credentialKey]*credential{},
 		derived: map[string]derivedVerifier{},
+		lookups: map[lookupKey]*lookup{},
 		mock:    seed[8:],
 		keys:    map[cancelKey]*client{},
 		servers: map[*server]struct{}{},
@@ -253,7 +257,7 @@ func (p *Proxy) reload(set *Settings) {
 		}
 		key := bp.Key()
 		pl := p.pooled[key]
-		route, ok := set.Route(key.Database, key.User)
+		route, ok := set.routeOf(key)
 		if !ok || pl == nil {
 			p.pools.Retire(now, bp)
 			delete(p.pooled, key)
@@ -342,7 +346,11 @@ func (p *Proxy) settle() {
 func (p *Proxy) carryOut(e pool.Effect) {
 	switch e.Kind {
 	case pool.Link:
-		c := e.Client.Ref.(*client)
+		c, ok := e.Client.Ref.(*client)
+		if !ok {
+			e.Client.Ref.(*lookup).linked(e.Backend)
+			break
+		}
 		// The hot path has linked it already, and it may even have gone on since.
 		if c.server == nil && c.pc.Backend() == e.Backend {
 			c.linked(e.Backend.Ref.(*server))
@@ -359,6 +367,10 @@ func (p *Proxy) carryOut(e pool.Effect) {
 	case pool.Kill:
 		p.kill(e)
 	case pool.Fail:
+		if l, ok := e.Client.Ref.(*lookup); ok {
+			l.refused(e.Reason)
+			break
+		}
 		e.Client.Ref.(*client).refused(e.Reason)
 	}
 }
@@ -375,7 +387,12 @@ func (p *Proxy) kill(e pool.Effect) {
 	}
 	c := s.client
 	if c == nil && e.Client != nil {
-		c = e.Client.Ref.(*client) // linked by the pool, but not told yet
+		// linked by the pool, but not told yet
+		if l, ok := e.Client.Ref.(*lookup); ok && s.lookup == nil {
+			l.lost()
+		} else {
+			c, _ = e.Client.Ref.(*client)
+		}
 	}
 	if c != nil {
 		c.fail("57P01", "terminating connection due to administrator command: "+e.Reason.String())

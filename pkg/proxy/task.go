@@ -21,6 +21,8 @@ const (
 	taskReset
 	// taskAbandon ends what a client has left behind.
 	taskAbandon
+	// taskLookup runs auth_query.
+	taskLookup
 )
 
 // run has the server connection do a query of the pooler's own. The connection is idle.
@@ -72,6 +74,11 @@ func (s *server) taskStep() {
 	switch s.task {
 	case taskAbandon:
 		s.cleanUp()
+		return
+	case taskLookup:
+		if !s.link.Busy() {
+			s.lookedUp()
+		}
 		return
 	case taskParams:
 		s.task = taskNone
