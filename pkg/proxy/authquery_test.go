@@ -496,6 +496,35 @@ func TestASlowAuthQuery(t *testing.T) {
 		}
 	})
 
+	t.Run("is never older than the login it is for", func(t *testing.T) {
+		gate, err := pgx.Connect(context.Background(), s.URL(pgtest.User, pgtest.Password, pgtest.Database))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = gate.Close(context.Background()) })
+		if _, err := gate.Exec(context.Background(), "select pg_advisory_lock(7)"); err != nil {
+			t.Fatal(err)
+		}
+		// What it answers is read before it waits.
+		p := startProxy(t, lookupSettings(s, ScramSHA256, "select name, secret from lookup.users($1), lateral (select pg_advisory_lock_shared(7) where name <> '') w", nil))
+		done := make(chan error, 1)
+		go func() { _, err := p.login("alice", "right"); done <- err }()
+		awaitRows(t, s, waitingLookups, 1)
+		query(t, s, "alter role alice password 'newer'")
+		later := make(chan error, 1)
+		go func() { _, err := p.login("alice", "newer"); later <- err }()
+		p.await("both are there", func(s Snapshot) bool { return s.Clients == 2 && s.Counters.LoginFailures == 0 })
+		if err := gate.Close(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		// The keys of the earlier login, which the server does not take any more, are no reason to refuse the later one.
+		if err := <-later; err != nil {
+			t.Errorf("the later login: %v", err)
+		}
+		<-done // proved in time, refused by the server, or let in by what the later one proved
+		query(t, s, "alter role alice password 'right'")
+	})
+
 	t.Run("ends with the pooler", func(t *testing.T) {
 		p := startProxy(t, lookupSettings(s, ScramSHA256, lookupQuery, nil))
 		defer lockLookups(t, s)()

@@ -12,8 +12,11 @@ func (c *client) loginSecret() error {
 	l, set := c.login, c.p.set
 	l.stored, l.listed = set.Users[l.startup.User]
 	l.exists = l.listed || set.Users == nil
-	if !l.listed {
+	switch {
+	case !l.listed:
 		l.reason = "no such user"
+	case l.stored == "":
+		l.reason = "the user's secret in the user list is empty"
 	}
 	if l.listed || !l.known || set.Lookup == nil || set.Auth == Any || set.Auth == Passthrough {
 		return c.loginChallenge()
@@ -67,11 +70,8 @@ func (c *client) loginSCRAMBegin() {
 	l := c.login
 	l.stage = loginSASL
 	l.busy = true
-	switch {
-	case l.listed && isMD5(l.stored):
+	if isMD5(l.stored) {
 		l.reason = "the stored secret is an md5 hash, which cannot prove SCRAM-SHA-256"
-	case l.listed && l.stored == "":
-		l.reason = "the user has no password"
 	}
 	c.p.verifierOf(l.startup.User, l.stored, func(v scram.Verifier, ok bool) {
 		if c.state != stateLogin {
@@ -135,6 +135,11 @@ func (pl *pooled) keep(l *login) {
 		pl.learned = learned
 		pl.refusal = nil
 	}
+}
+
+// outdated: a client has proved another secret since this one was taken to the server, so that its failure says nothing.
+func (pl *pooled) outdated(sec secret) bool {
+	return pl.learned != (secret{}) && !sec.same(pl.known())
 }
 
 // known is the secret for the pool's server connections.

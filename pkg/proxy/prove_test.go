@@ -213,3 +213,16 @@ func TestKeysProvedByAClientOpenItsServerConnections(t *testing.T) {
 		}
 	})
 }
+
+func TestIterationsOfAuthQueryAreThoseOfEverybody(t *testing.T) {
+	var n census
+	n.of(&Settings{Users: map[string]string{"a": "SCRAM-SHA-256$5000:x", "b": "SCRAM-SHA-256$5000:y", "c": "SCRAM-SHA-256$6000:z", "d": "secret", "e": "SCRAM-SHA-256$-1:x"}})
+	if got := n.mockIterations(4096); got != 5000 {
+		t.Errorf("most of the user list have 5000, got %d", got)
+	}
+	n.saw("SCRAM-SHA-256$7000:x$y:z")
+	n.saw("secret")
+	if got := n.mockIterations(4096); got != 7000 {
+		t.Errorf("those who are looked up have 7000, got %d", got)
+	}
+}

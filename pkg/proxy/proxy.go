@@ -475,7 +475,7 @@ func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d 
 	}
 	p.counters.DialFailures++
 	var le *LoginError
-	permanent := errors.As(err, &le) && le.permanent()
+	permanent := errors.As(err, &le) && le.permanent() && !pl.outdated(sec)
 	p.log.Warn("cannot connect to server", "database", pl.route.Database, "user", pl.route.User, "server", pl.route.server(), "error", err)
 	p.disproved(pl, sec, proof, le)
 	if proof != nil && le.wrongPassword() {
