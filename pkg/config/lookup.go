@@ -126,10 +126,9 @@ func (b *builder) lookupText(user, query, database string, of func(key string) (
 
 // pointless says that an entry has a setting that nothing can come of. PgBouncer does not mind.
 func (b *builder) pointless(key string, at Origin, label string) {
-	switch {
-	case b.dialect == dialectYAML:
+	if b.dialect == dialectYAML {
 		b.problems.add(at, "%s%s is given but auth_user is blank; allowed: an auth_user who runs the query, or neither", label, key)
-	default:
+	} else {
 		b.note("%s%s has no effect without auth_user", label, key)
 	}
 }

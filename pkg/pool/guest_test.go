@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"testing"
 	"time"
 )
@@ -42,7 +43,7 @@ func TestAVisitorCountsInNoLimitOnClients(t *testing.T) {
 		t.Errorf("%d clients are left", n)
 	}
 	ps.Retire(0, p)
-	if err := ps.Visit(0, p, &visitor); err != ErrRemoved {
+	if err := ps.Visit(0, p, &visitor); !errors.Is(err, ErrRemoved) {
 		t.Errorf("a visit to a retired pool: %v", err)
 	}
 }

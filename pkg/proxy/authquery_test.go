@@ -521,7 +521,7 @@ func TestASlowAuthQuery(t *testing.T) {
 		if err := <-later; err != nil {
 			t.Errorf("the later login: %v", err)
 		}
-		<-done // proved in time, refused by the server, or let in by what the later one proved
+		t.Logf("the earlier login: %v", <-done) // refused by the server, or let in by what the later one proved
 		query(t, s, "alter role alice password 'right'")
 	})
 
@@ -630,4 +630,39 @@ func TestAnAuthUserWhoCannotLogInIsTheOperatorsProblem(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestTrustLetsInWhomAuthQueryKnows(t *testing.T) {
+	t.Parallel()
+	s := lookupServer(t, pgtest.Trust)
+	query(t, s, "drop role if exists trusted, passwordless; create role trusted login password 'right'; create role passwordless login")
+	p := startProxy(t, lookupSettings(s, Trust, lookupQuery, nil))
+	p.letIn(t, "trusted", "whatever")
+	p.letIn(t, "passwordless", "")
+	p.keptOut(t, "nobody", "whatever")
+}
+
+func TestAuthQueryWaitsForAConnectionLikeEverybody(t *testing.T) {
+	pgtest.CheckLeaks(t)
+	s := lookupServer(t, pgtest.Trust)
+	set := lookupSettings(s, ScramSHA256, lookupQuery, func(r *Route) {
+		r.Pool.Mode, r.Pool.Size, r.Pool.QueryWaitTimeout = pool.Session, 1, 300*time.Millisecond
+	})
+	set.MaxClients = 1 // it is no client
+	p := startProxy(t, set)
+	query(t, s, "drop role if exists waiter; create role waiter login password 'right'")
+	p.letIn(t, "waiter", "right")
+	p.await("nobody is left", func(s Snapshot) bool { return s.Clients == 0 })
+	holder := p.connect(func(c *pgx.ConnConfig) { c.User, c.Password = "reader", readerPassword })
+	if _, err := holder.Exec(context.Background(), "select 1"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.login("waiter", "right")
+	var e *pgconn.PgError
+	if !errors.As(err, &e) || e.Code != "53300" || !strings.HasPrefix(e.Message, "query_wait_timeout: ") {
+		t.Errorf("got %v", err)
+	}
+	_ = holder.Close(context.Background())
+	p.await("nobody is left", func(s Snapshot) bool { return s.Clients == 0 })
+	p.letIn(t, "waiter", "right")
 }
