@@ -525,6 +525,24 @@ func TestASlowAuthQuery(t *testing.T) {
 		query(t, s, "alter role alice password 'right'")
 	})
 
+	t.Run("waits for another connection when capacity takes its own", func(t *testing.T) {
+		set := lookupSettings(s, ScramSHA256, lookupQuery, nil)
+		set.MaxPrepared = 0
+		p := startProxy(t, set)
+		unlock := lockLookups(t, s)
+		done := make(chan error, 1)
+		go func() { _, err := p.login("alice", "right"); done <- err }()
+		awaitRows(t, s, waitingLookups, 1)
+		p.SetCapacity(s.Addr(), 0, 0)
+		awaitRows(t, s, waitingLookups, 0)
+		p.await("it waits", func(s Snapshot) bool { return statsOf(s, "reader").Waiting == 1 && s.Servers == 0 })
+		unlock()
+		p.SetCapacity(s.Addr(), 2, 0)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+
 	t.Run("ends with the pooler", func(t *testing.T) {
 		p := startProxy(t, lookupSettings(s, ScramSHA256, lookupQuery, nil))
 		defer lockLookups(t, s)()
