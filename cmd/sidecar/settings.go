@@ -23,6 +23,7 @@ var authTypes = map[config.AuthType]proxy.AuthType{
 	config.AuthTrust:       proxy.Trust,
 	config.AuthAny:         proxy.Any,
 	config.AuthPlain:       proxy.Plain,
+	config.AuthMD5:         proxy.MD5,
 	config.AuthSCRAM:       proxy.ScramSHA256,
 	config.AuthPassthrough: proxy.Passthrough,
 }
@@ -107,11 +108,25 @@ func settings(cfg *config.Config) (*proxy.Settings, error) {
 	if file := cfg.DNS.ResolvConf; file != "" {
 		text, err := os.ReadFile(file)
 		if err == nil {
-			set.DNS.Lookup, err = proxy.LookupBy(text)
+			set.DNS.Resolve, err = proxy.ResolveBy(text)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("resolv_conf %s: %w", file, err)
 		}
+	}
+	set.AuthRoute = func(database, user string) (proxy.Route, bool) {
+		r, ok := cfg.AuthRoute(database, user)
+		if !ok {
+			return proxy.Route{}, false
+		}
+		return route(cfg, r, checks), true
+	}
+	set.Lookup = func(database string) (proxy.Lookup, bool) {
+		l, ok := cfg.Lookup(database)
+		if !ok {
+			return proxy.Lookup{}, false
+		}
+		return proxy.Lookup{Route: route(cfg, l.Route, checks), Query: l.Query}, true
 	}
 	listeners, err := listeners(cfg.Listen, cfg.TCP.DeferAccept)
 	if err != nil {
@@ -146,7 +161,7 @@ func route(cfg *config.Config, r config.Route, checks bool) proxy.Route {
 			QueryWaitTimeout: r.QueryWait, ServerLifetime: r.ServerLifetime, ServerIdleTimeout: cfg.Server.IdleTimeout,
 			CheckDelay: cfg.Server.CheckDelay, Check: checks, Reset: r.ResetQuery != "", RoundRobin: cfg.Server.RoundRobin,
 			// A forced user needs no client to be known.
-			KeepWarm: r.Entry.User != "", MaxConnecting: cfg.Pool.MaxConnecting, LoginRetry: cfg.Server.LoginRetry,
+			KeepWarm: r.Entry.User == r.User, MaxConnecting: cfg.Pool.MaxConnecting, LoginRetry: cfg.Server.LoginRetry,
 		},
 		Timeouts: proxy.Timeouts{
 			Query: r.Query, Transaction: r.Transaction, IdleTransaction: r.IdleTransaction, Idle: r.ClientIdle,

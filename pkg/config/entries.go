@@ -25,9 +25,9 @@ var perDatabase = []setting[Database]{
 	{key: "datestyle", field: func(d *Database) any { return &d.DateStyle }, doc: "set on every new server connection"},
 	{key: "timezone", field: func(d *Database) any { return &d.TimeZone }, doc: "set on every new server connection"},
 	{key: "application_name", field: func(d *Database) any { return &d.ApplicationName }, doc: "set on every new server connection"},
-	{key: "auth_user", traits: inert, field: func(d *Database) any { return &d.AuthUser }, doc: "instead of auth_user"},
-	{key: "auth_query", traits: inert, field: func(d *Database) any { return &d.AuthQuery }, doc: "instead of auth_query"},
-	{key: "auth_dbname", traits: inert, field: func(d *Database) any { return &d.AuthDBName }, doc: "instead of auth_dbname"},
+	{key: "auth_user", field: func(d *Database) any { return &d.AuthUser }, doc: "instead of auth_user"},
+	{key: "auth_query", field: func(d *Database) any { return &d.AuthQuery }, doc: "instead of auth_query"},
+	{key: "auth_dbname", field: func(d *Database) any { return &d.AuthDBName }, doc: "instead of auth_dbname"},
 }
 
 // aliases are older names PgBouncer still takes in connection strings.

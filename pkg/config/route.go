@@ -70,6 +70,11 @@ func (c *Config) User(name string) (*User, bool) {
 // one, and so do pool mode, sizes, queue and server limit, so that all who share a pool agree on it; a client's own
 // timeouts and client limit stay those of its login.
 func (c *Config) Route(database, user string) (r Route, ok bool) {
+	return c.route(database, user, true)
+}
+
+// route is Route; unless forced, the user stays the one given whomever the entry forces.
+func (c *Config) route(database, user string, forced bool) (r Route, ok bool) {
 	d, ok := c.Database(database)
 	if !ok {
 		return Route{}, false
@@ -83,7 +88,7 @@ func (c *Config) Route(database, user string) (r Route, ok bool) {
 	if len(d.Ports) > 1 {
 		r.Ports = d.Ports
 	}
-	if d.User != "" {
+	if d.User != "" && (forced || d.User == user) {
 		r.User, r.Password = d.User, d.Password
 		if owner, _ = c.User(d.User); owner == nil {
 			owner = &User{}

@@ -80,11 +80,6 @@ func loopback(addr string) bool {
 
 func (b *builder) authentication() {
 	a := &b.config.Auth
-	given := a.Type
-	if a.Type == AuthMD5 {
-		a.Type = AuthSCRAM
-		b.note("auth_type md5 is served as scram-sha-256, which works with plain and SCRAM secrets; md5 for clients comes in a later version")
-	}
 	switch a.Type {
 	case AuthPassthrough:
 		for _, addr := range b.config.Listen.Addrs {
@@ -92,9 +87,12 @@ func (b *builder) authentication() {
 				b.problem("listen_addr", []string{"auth_type"}, "listen_addr holds %s while auth_type is passthrough, which asks for passwords in clear; allowed: loopback addresses and the Unix socket, or another auth_type", shown(addr))
 			}
 		}
-	case AuthPlain, AuthSCRAM:
-		if a.File == "" && a.User == "" {
-			b.problem("auth_type", []string{"auth_file"}, "auth_type is %s but auth_file is blank; allowed: a userlist.txt in auth_file, or auth_type trust, any or passthrough", given)
+	case AuthPlain, AuthMD5, AuthSCRAM:
+		if a.File == "" && !b.looksUp() {
+			b.problem("auth_type", []string{"auth_file", "auth_user"}, "auth_type is %s but auth_file and auth_user are blank; allowed: a userlist.txt in auth_file, an auth_user who looks users up, or auth_type trust, any or passthrough", a.Type)
+		}
+		if a.Type == AuthPlain && len(b.config.Listen.Addrs) > 0 {
+			b.note("auth_type plain has clients send their passwords in clear; scram-sha-256 works with the same auth_file")
 		}
 	case AuthAny:
 		for _, d := range b.config.Databases {
@@ -113,6 +111,7 @@ func (b *builder) authentication() {
 			b.problem(side.key, nil, "%s is %s, which this version cannot do yet; allowed: disable, allow, prefer", side.key, side.mode)
 		}
 	}
+	b.lookups()
 	hashes := 0
 	for _, secret := range b.config.Userlist {
 		if s := secret.Reveal(); len(s) == 35 && strings.HasPrefix(s, "md5") {

@@ -28,7 +28,7 @@ const (
 	AuthTrust       AuthType = "trust"         // not at all, but the user must be known
 	AuthAny         AuthType = "any"           // not at all, and the user name is ignored
 	AuthPlain       AuthType = "plain"         // password in clear against auth_file
-	AuthMD5         AuthType = "md5"           // known, but Load turns it into AuthSCRAM
+	AuthMD5         AuthType = "md5"           // md5 against auth_file, SCRAM for a user whose secret is a SCRAM verifier
 	AuthSCRAM       AuthType = "scram-sha-256" // SCRAM against auth_file
 	AuthPassthrough AuthType = "passthrough"   // password in clear, proved by a server's login; local clients only
 )
@@ -151,6 +151,9 @@ func assign(dst reflect.Value, text string, l limits) (allowed string) {
 	}
 	if names, ok := choices[dst.Type()]; ok {
 		i := slices.IndexFunc(names, func(n string) bool { return strings.EqualFold(n, text) })
+		if i < 0 && dst.Type() == reflect.TypeFor[AuthType]() && strings.EqualFold(text, "cert") {
+			return strings.Join(names, ", ") + "; cert will come with TLS client certificates"
+		}
 		if i < 0 {
 			return strings.Join(names, ", ")
 		}

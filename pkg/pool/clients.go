@@ -15,6 +15,7 @@ type Client struct {
 	prev, next *Client // in the pool's queue
 	since      Time
 	waiting    bool
+	guest      bool // counts in no limit
 }
 
 // Pool returns the pool the client is connected to, or nil.
@@ -69,8 +70,12 @@ func (ps *Pools) Disconnect(now Time, c *Client) {
 	case c.backend != nil:
 		panic("pool: Disconnect of a client that still owns a backend; release or discard that first")
 	}
-	ps.count(p, -1)
-	c.pool = nil
+	if c.guest {
+		p.clients--
+	} else {
+		ps.count(p, -1)
+	}
+	c.pool, c.guest = nil, false
 	if c.waiting {
 		p.waiters.remove(c)
 		ps.changed(now, p)

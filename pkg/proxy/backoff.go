@@ -100,12 +100,12 @@ func (p *Proxy) countFailure(err error) {
 func (p *Proxy) failuresByState() map[string]uint64 { return maps.Clone(p.dialFailures) }
 
 // openFailed tells the pool how an attempt of its own has failed.
-func (p *Proxy) openFailed(b *pool.Backend, le *LoginError) {
+func (p *Proxy) openFailed(b *pool.Backend, le *LoginError, permanent bool) {
 	if scope, ok := le.pressure(); ok {
 		p.pools.Pressed(p.now(), b, scope)
 		return
 	}
-	p.pools.OpenFailed(p.now(), b, le != nil && le.permanent())
+	p.pools.OpenFailed(p.now(), b, permanent)
 }
 
 // failsFast says why a client of pl need not wait: the last login was refused for good, and the next is not due yet.

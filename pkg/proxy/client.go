@@ -351,6 +351,7 @@ func (c *client) forget(reason string) {
 	if c.login != nil {
 		c.p.loop.Unset(&c.login.timer)
 		c.p.dropProof(c)
+		c.p.dropLookup(c)
 	}
 	c.uncountPin()
 	c.names.Clear()

@@ -127,10 +127,11 @@ func (p *Proxy) judge(c *client, password string) {
 	r := &c.login.route
 	if r.Password != "" {
 		// The role's password is configured. Another one must not get in just because that one opens connections.
-		p.matches(r.User, r.Password, password, func(ok bool) {
+		p.matches(r.User, r.Password, password, func(ok bool, keys *scram.Keys) {
 			switch {
 			case c.state != stateLogin:
 			case ok:
+				c.login.keys = keys
 				c.loginProved()
 			default:
 				c.loginDenied("wrong password")
@@ -280,7 +281,7 @@ func (p *Proxy) evict(pl *pooled) {
 // nothing may be tried now.
 func (p *Proxy) serverSecret(pl *pooled) (secret, *proof, bool) {
 	if pl.route.Password != "" || p.set.Auth != Passthrough {
-		return secret{password: pl.route.Password}, nil, true
+		return pl.known(), nil, true
 	}
 	cr := p.credential(&pl.route)
 	switch {

@@ -30,6 +30,7 @@ const (
 type secret struct {
 	password string // in clear, or "md5…"
 	keys     *scram.Keys
+	stored   bool // keys fit a stored verifier, which may not be the server's own
 }
 
 type dialSpec struct {
@@ -280,7 +281,7 @@ func (l *serverLogin) authenticate(body []byte) error {
 		return nil
 	case pgwire.AuthCleartext:
 		if have.password == "" || isMD5(have.password) {
-			return errors.New("server asks for a clear-text password and none is known")
+			return cannotProve("server asks for a clear-text password and none is known")
 		}
 		l.out.secret = learn(code, l.spec.user, have)
 		return l.say(append([]byte(have.password), 0))
@@ -289,7 +290,7 @@ func (l *serverLogin) authenticate(body []byte) error {
 			return fmt.Errorf("server sent an md5 salt of %d bytes, allowed are 4", len(data))
 		}
 		if have.password == "" {
-			return errors.New("server asks for an md5 password and none is known")
+			return cannotProve("server asks for an md5 password and none is known")
 		}
 		l.out.secret = learn(code, l.spec.user, have)
 		return l.say(append([]byte(scram.MD5(l.spec.user, have.password, [4]byte(data))), 0))
@@ -300,6 +301,9 @@ func (l *serverLogin) authenticate(body []byte) error {
 			return errors.New("server continued a SASL exchange that was not begun")
 		}
 		final, err := l.scram.Challenge(data)
+		if errors.Is(err, scram.ErrKeys) && l.spec.secret.stored {
+			return cannotProve("the server's SCRAM salt or iterations are not those of the stored verifier; store the server's own, of pg_authid, or a plain password")
+		}
 		if errors.Is(err, scram.ErrKeys) {
 			// What the server would say if it were asked: the keys that are known do not fit any more.
 			return &LoginError{ErrorFields: pgwire.ErrorFields{Severity: pgwire.Fatal, Code: "28P01", Message: "the password was set anew on the server"}}
@@ -349,8 +353,10 @@ func (l *serverLogin) saslBegin(mechanisms []byte) error {
 		l.scram = scram.NewClientFromKeys(*have.keys, nonce)
 	case have.password != "" && !isMD5(have.password):
 		l.scram = scram.NewClient(have.password, nonce)
+	case isMD5(have.password):
+		return cannotProve("server asks for SCRAM-SHA-256 and only an md5 hash is known")
 	default:
-		return errors.New("server asks for SCRAM-SHA-256 and no password is known")
+		return cannotProve("server asks for SCRAM-SHA-256 and no password is known")
 	}
 	first := l.scram.First()
 	body := append([]byte(scram.Mechanism), 0)

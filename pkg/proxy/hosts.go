@@ -121,7 +121,7 @@ func reach(ctx context.Context, spec dialSpec, to []candidate) outcome {
 		one.to, one.host, one.port = c, c.host, c.port
 		if spec.timeout > 0 {
 			// Rounded, because an error may name it.
-			if one.timeout = share(time.Until(deadline), len(to)-i).Round(10 * time.Millisecond); one.timeout <= 0 {
+			if one.timeout = shareOf(time.Until(deadline), len(to)-i).Round(10 * time.Millisecond); one.timeout <= 0 {
 				failed = append(failed, errors.New("connect timeout: no time was left for the other addresses"))
 				break
 			}
@@ -176,7 +176,7 @@ func reach(ctx context.Context, spec dialSpec, to []candidate) outcome {
 }
 
 // share of the time that is left for one of so many addresses.
-func share(left time.Duration, addresses int) time.Duration {
+func shareOf(left time.Duration, addresses int) time.Duration {
 	return min(left, max(left/time.Duration(addresses), leastShare))
 }
 

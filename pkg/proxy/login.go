@@ -36,6 +36,8 @@ const (
 	loginSASL
 	// loginProof: the client's last SASL message.
 	loginProof
+	// loginMD5: the answer to an md5 challenge.
+	loginMD5
 	// loginServer: the answer of somebody else: a derived key, a server, the pool.
 	loginServer
 )
@@ -57,6 +59,15 @@ type login struct {
 	scram          *scram.Server
 	final          []byte // the last SASL message, until the welcome
 	proof          *proof
+
+	// stored is the secret that the client must prove; listed says that there is one. See prove.go.
+	stored         string
+	listed, exists bool
+	dynamic        bool   // found by auth_query
+	reason         string // why nothing can prove it
+	lookup         *lookup
+	salt           [4]byte     // of the md5 challenge
+	keys           *scram.Keys // that fit stored, once the client has proved them
 }
 
 func (c *client) beginLogin(passing bool) {
@@ -123,6 +134,8 @@ func (c *client) loginMessage(buf []byte) (int, error) {
 		return size, c.loginSASL(body)
 	case loginProof:
 		return size, c.loginProof(body)
+	case loginMD5:
+		return size, c.loginMD5(body)
 	}
 	return 0, errors.New("unexpected message during login")
 }
@@ -181,7 +194,7 @@ func (c *client) loginStartup(m pgwire.Startup) error {
 	l.startup.Parameters, l.startup.ProtocolOptions, l.startup.Options = nil, nil, ""
 	l.set = set
 	l.route, l.known = set.Route(m.Database, m.User)
-	return c.loginChallenge()
+	return c.loginSecret()
 }
 
 // loginParameters sorts the startup parameters into those that are kept per client, those that are ignored and others,
@@ -230,13 +243,12 @@ func (c *client) ignored(name string) bool {
 // loginChallenge asks for proof. A user or database that does not exist is asked all the same.
 func (c *client) loginChallenge() error {
 	l, set := c.login, c.p.set
-	stored, listed := set.Users[l.startup.User]
 	switch set.Auth {
 	case Any:
 		c.loginProved()
 	case Trust:
-		if set.Users != nil && !listed {
-			c.loginDenied("no such user")
+		if !l.exists {
+			c.loginDenied(l.why("no such user"))
 			return nil
 		}
 		c.loginProved()
@@ -251,18 +263,9 @@ func (c *client) loginChallenge() error {
 		l.stage = loginPassword
 		c.write(pgwire.AppendAuth(nil, pgwire.AuthCleartext, nil))
 	case ScramSHA256:
-		l.stage = loginSASL
-		l.busy = true
-		l.known = l.known && listed
-		c.p.verifierOf(l.startup.User, stored, func(v scram.Verifier, ok bool) {
-			if c.state != stateLogin {
-				return
-			}
-			l.known = l.known && ok
-			l.busy = false
-			l.scram = scram.NewServer(v, randomBytes(18))
-			c.write(pgwire.AppendAuth(nil, pgwire.AuthSASL, append([]byte(scram.Mechanism), 0, 0)))
-		})
+		c.loginSCRAMBegin()
+	case MD5:
+		c.loginMD5Begin()
 	}
 	return nil
 }
@@ -287,12 +290,12 @@ func (c *client) loginPassword(body []byte) error {
 		c.p.judge(c, password)
 		return nil
 	}
-	stored, listed := c.p.set.Users[l.startup.User]
-	c.p.matches(l.startup.User, stored, password, func(ok bool) {
+	c.p.matches(l.startup.User, l.stored, password, func(ok bool, keys *scram.Keys) {
+		l.keys = keys
 		switch {
 		case c.state != stateLogin:
-		case !ok || !listed:
-			c.loginDenied("wrong password")
+		case !ok || !l.listed:
+			c.loginDenied(l.why("wrong password"))
 		case !l.known:
 			c.loginDenied("no such database: " + clipName(l.startup.Database))
 		default:
@@ -327,10 +330,14 @@ func (c *client) loginProof(body []byte) error {
 	reply, err := c.login.scram.Final(body)
 	switch {
 	case errors.Is(err, scram.ErrProof) || (err == nil && !c.login.known):
-		c.loginDenied("wrong password")
+		c.loginDenied(c.login.why("wrong password"))
 		return nil
 	case err != nil:
 		return err
+	}
+	if isVerifier(c.login.stored) {
+		keys := c.login.scram.Keys()
+		c.login.keys = &keys
 	}
 	// It goes out with the welcome, in one write.
 	c.login.final = pgwire.AppendAuth(nil, pgwire.AuthSASLFinal, reply)
@@ -369,6 +376,7 @@ func (c *client) loginProved() {
 		c.loginRefused(code, why)
 		return
 	}
+	pl.keep(l)
 	c.names = session.NewNames(&pl.statements)
 	if pl.haveWelcome && l.proof == nil {
 		c.welcome()

@@ -148,7 +148,7 @@ func (s *server) probed() {
 			why = s.failed.Message
 		}
 		c.log().Warn("cannot tell what a client left in its session, it keeps its server connection", "error", why)
-		c.found(st.pins|session.SetsUnknown, false)
+		c.leaves(st.pins|session.SetsUnknown, false)
 		return
 	}
 	values := pr.row
@@ -173,7 +173,7 @@ func (s *server) probed() {
 		c.linger("too many session parameters")
 		return
 	}
-	c.found(found, true)
+	c.leaves(found, true)
 }
 
 // learn takes over what parameters are now.
@@ -252,8 +252,8 @@ func (pl *pooled) knows(name string) {
 	}
 }
 
-// found: these objects keep the client at its server connection, or not. sure says that parameters are known too.
-func (c *client) found(objects session.Effect, sure bool) {
+// leaves: these objects keep the client at its server connection, or not. sure says that parameters are known too.
+func (c *client) leaves(objects session.Effect, sure bool) {
 	s, st := c.server, c.session
 	if c.state == stateLeaving {
 		c.end("client close request")

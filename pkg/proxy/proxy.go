@@ -47,6 +47,8 @@ type Proxy struct {
 	derived map[string]derivedVerifier // of plain secrets in the user list, by user
 	offload offload
 	mock    []byte // secret of the verifiers shown for unknown users
+	census  census
+	lookups map[lookupKey]*lookup // runs of auth_query, the latest of each that may be joined
 
 	listeners []*listener
 	clients   []*client
@@ -89,6 +91,7 @@ type pooled struct {
 	greeting    greeting
 	others      map[Timeouts]*Timeouts // of clients that have others than route's
 	statements  session.Statements
+	learned     secret // for the server, of the clients' logins
 	// refusal is the server's last word to a login that failed for good.
 	refusal *LoginError
 	counts  PoolCounters
@@ -121,6 +124,7 @@ func New(set *Settings, log *slog.Logger) (*Proxy, error) {
 		pooled:  map[pool.Key]*pooled{},
 		creds:   map[credentialKey]*credential{},
 		derived: map[string]derivedVerifier{},
+		lookups: map[lookupKey]*lookup{},
 		mock:    seed[8:],
 		keys:    map[cancelKey]*client{},
 		servers: map[*server]struct{}{},
@@ -262,7 +266,7 @@ func (p *Proxy) reload(set *Settings) {
 		}
 		key := bp.Key()
 		pl := p.pooled[key]
-		route, ok := set.Route(key.Database, key.User)
+		route, ok := set.routeOf(key)
 		if !ok || pl == nil {
 			p.pools.Retire(now, bp)
 			delete(p.pooled, key)
@@ -354,7 +358,11 @@ func (p *Proxy) settle() {
 func (p *Proxy) carryOut(e pool.Effect) {
 	switch e.Kind {
 	case pool.Link:
-		c := e.Client.Ref.(*client)
+		c, ok := e.Client.Ref.(*client)
+		if !ok {
+			e.Client.Ref.(*lookup).linked(e.Backend)
+			break
+		}
 		// The hot path has linked it already, and it may even have gone on since.
 		if c.server == nil && c.pc.Backend() == e.Backend {
 			c.linked(e.Backend.Ref.(*server))
@@ -371,6 +379,10 @@ func (p *Proxy) carryOut(e pool.Effect) {
 	case pool.Kill:
 		p.kill(e)
 	case pool.Fail:
+		if l, ok := e.Client.Ref.(*lookup); ok {
+			l.refused(e.Reason)
+			break
+		}
 		e.Client.Ref.(*client).refused(e.Reason)
 	}
 }
@@ -387,7 +399,12 @@ func (p *Proxy) kill(e pool.Effect) {
 	}
 	c := s.client
 	if c == nil && e.Client != nil {
-		c = e.Client.Ref.(*client) // linked by the pool, but not told yet
+		// linked by the pool, but not told yet
+		if l, ok := e.Client.Ref.(*lookup); ok && s.lookup == nil {
+			l.lost()
+		} else {
+			c, _ = e.Client.Ref.(*client)
+		}
 	}
 	if c != nil {
 		c.fail("57P01", "terminating connection due to administrator command: "+e.Reason.String())
@@ -464,7 +481,7 @@ func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d 
 	p.counters.DialFailures++
 	p.countFailure(err)
 	var le *LoginError
-	permanent := errors.As(err, &le) && le.permanent()
+	permanent := errors.As(err, &le) && le.permanent() && !pl.outdated(sec)
 	p.log.Warn("cannot connect to server", "database", pl.route.Database, "user", pl.route.User, "server", pl.route.server(), "error", err)
 	p.disproved(pl, sec, proof, le)
 	if proof != nil && le.wrongPassword() {
@@ -475,7 +492,7 @@ func (p *Proxy) opened(b *pool.Backend, pl *pooled, sec secret, proof *proof, d 
 		if permanent {
 			pl.refusal = le
 		}
-		p.openFailed(b, le)
+		p.openFailed(b, le, permanent)
 	}
 	if proof != nil {
 		p.dropUnused(pl)

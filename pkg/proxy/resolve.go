@@ -23,8 +23,8 @@ const (
 	maxAddresses = 64
 )
 
-// Lookup finds the addresses of a host name. It blocks until ctx ends.
-type Lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+// Resolve finds the addresses of a host name. It blocks until ctx ends.
+type Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 
 // DNS is how names of servers are looked up.
 type DNS struct {
@@ -32,7 +32,7 @@ type DNS struct {
 	NegativeTTL time.Duration // how long a failure is
 	// CheckPeriod is how often the names of connected servers are looked up although no connection is opened; 0 is never.
 	CheckPeriod time.Duration
-	Lookup      Lookup // nil is the system's
+	Resolve     Resolve // nil is the system's
 }
 
 // name is a host name and what is known of it. All names belong to the loop; look-ups run outside, one for each name.
@@ -121,7 +121,7 @@ func (p *Proxy) refresh(host string, done func()) {
 		return
 	}
 	n.looking = true
-	look := p.set.DNS.Lookup
+	look := p.set.DNS.Resolve
 	if look == nil {
 		look = systemLookup
 	}
@@ -232,9 +232,9 @@ func systemLookup(ctx context.Context, host string) ([]netip.Addr, error) {
 	return goResolver.LookupNetIP(ctx, "ip", host)
 }
 
-// LookupBy is the look-up by the name servers of a resolv.conf. Nothing else in it is heeded: search domains and options
+// ResolveBy is the look-up by the name servers of a resolv.conf. Nothing else in it is heeded: search domains and options
 // are those of the system.
-func LookupBy(resolvConf []byte) (Lookup, error) {
+func ResolveBy(resolvConf []byte) (Resolve, error) {
 	var servers []string
 	for lines := bufio.NewScanner(bytes.NewReader(resolvConf)); lines.Scan(); {
 		fields := strings.Fields(lines.Text())
@@ -253,7 +253,7 @@ func LookupBy(resolvConf []byte) (Lookup, error) {
 	return lookupAt(servers), nil
 }
 
-func lookupAt(servers []string) Lookup {
+func lookupAt(servers []string) Resolve {
 	var turn atomic.Uint32 // the resolver asks again after a failure: then the next one is asked
 	var d net.Dialer
 	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {

@@ -102,7 +102,7 @@ func byName(b *book, port int, edit func(*Settings, *Route)) *Settings {
 			edit(&Settings{}, r)
 		}
 	})
-	set.DNS = DNS{MaxTTL: time.Hour, NegativeTTL: time.Millisecond, Lookup: b.lookup}
+	set.DNS = DNS{MaxTTL: time.Hour, NegativeTTL: time.Millisecond, Resolve: b.lookup}
 	if edit != nil {
 		edit(set, &Route{})
 	}
@@ -383,7 +383,7 @@ func TestARealNameServerIsAsked(t *testing.T) {
 	s.addrs = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")}
 	set := byName(&book{}, one.Port(), func(s *Settings, _ *Route) { s.DNS.MaxTTL = 0 })
 	down := closedPort(t)
-	set.DNS.Lookup = lookupAt([]string{net.JoinHostPort("127.0.0.1", strconv.Itoa(down)), s.conn.LocalAddr().String()})
+	set.DNS.Resolve = lookupAt([]string{net.JoinHostPort("127.0.0.1", strconv.Itoa(down)), s.conn.LocalAddr().String()})
 	p := startProxy(t, set)
 	p.holding(2)
 	if one.Accepted() != 1 || two.Accepted() != 1 {
@@ -396,7 +396,7 @@ func TestARealNameServerIsAsked(t *testing.T) {
 	if !asked {
 		t.Error("the name server was not asked")
 	}
-	_, err := set.DNS.Lookup(t.Context(), "unknown.example.test.")
+	_, err := set.DNS.Resolve(t.Context(), "unknown.example.test.")
 	if de := (*net.DNSError)(nil); !errors.As(err, &de) || !de.IsNotFound {
 		t.Errorf("an unknown name: got %v", err)
 	}
@@ -414,7 +414,7 @@ func TestNameServersComeFromAFile(t *testing.T) {
 		"nameserver db.local": `nameserver is "db.local"; allowed: an address`,
 		"nameserver 1.2.3":    `nameserver is "1.2.3"; allowed: an address`,
 	} {
-		look, err := LookupBy([]byte(text))
+		look, err := ResolveBy([]byte(text))
 		got := ""
 		if err != nil {
 			got = err.Error()

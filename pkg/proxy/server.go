@@ -25,6 +25,7 @@ type server struct {
 	p      *Proxy
 	pooled *pooled
 	client *client
+	lookup *lookup // instead of a client
 
 	link    session.Link
 	params  session.Params
@@ -204,7 +205,7 @@ func (s *server) process(buf []byte) (rest []byte) {
 				whole = true
 			}
 		default:
-			whole = true
+			whole = whole || s.lookup == nil || size > wholeMessage
 		}
 		if !whole {
 			break
@@ -233,6 +234,8 @@ func (s *server) process(buf []byte) (rest []byte) {
 		case s.client == nil && s.task == taskNone && !harmlessIdle(typ):
 			s.broken(fmt.Errorf("idle server connection got message %s", pgwire.TypeName(typ)))
 			return nil
+		case s.lookup != nil && s.lookup.answer.hears(typ):
+			s.lookup.answer.heard(typ, size, body)
 		case typ == pgwire.ParameterStatus:
 			s.reported(body)
 		case typ == pgwire.ErrorResponse && s.swallows():
@@ -473,6 +476,10 @@ func (s *server) unlink() {
 		s.client = nil
 	}
 	s.link.Serve(nil)
+	if l := s.lookup; l != nil {
+		s.lookup = nil
+		l.lost()
+	}
 }
 
 // discard has the pool forget the connection and closes it.
@@ -489,7 +496,7 @@ func (s *server) discard(why pool.Reason) {
 func (s *server) lose(why pool.Reason) {
 	next := s.pb.Client()
 	s.p.pools.Discard(s.p.now(), s.pb, why)
-	if next != nil && s.client == nil {
+	if next != nil && s.client == nil && s.lookup == nil {
 		s.p.pools.Acquire(s.p.now(), next)
 	}
 }

@@ -21,6 +21,8 @@ const (
 	Plain
 	// ScramSHA256 proves the password of the user list without showing it.
 	ScramSHA256
+	// MD5 has an md5 hash or a plain secret proved by md5, and a SCRAM verifier by SCRAM.
+	MD5
 	// Passthrough asks for the password in clear and has the database server judge it.
 	Passthrough
 )
@@ -46,7 +48,7 @@ type Route struct {
 	Port     int
 	Ports    []int // one for each host; nil: all have Port
 	DBName   string
-	Password string // User's, when it is known: in clear or an "md5…" hash
+	Password string // User's, when it is known: in clear, an "md5…" hash, or a SCRAM verifier, of which clients prove the keys
 	// Startup are sent to the server in the startup packet, besides user and database.
 	Startup map[string]string
 
@@ -76,7 +78,12 @@ type Settings struct {
 	PassthroughTTL  time.Duration
 
 	// Route resolves a login; false when there is no such database. It must be pure and fast.
-	Route      func(database, user string) (Route, bool)
+	Route func(database, user string) (Route, bool)
+	// Lookup tells how the secret of a user that Users does not have is found for a login to the database; false when it
+	// is not. Nil is never.
+	Lookup func(database string) (Lookup, bool)
+	// AuthRoute is Route for auth_user's own pool, whomever the database forces clients to be. It is set with Lookup.
+	AuthRoute  func(database, user string) (Route, bool)
 	MaxClients int // 0 is unlimited
 
 	// Tracked are the extra parameters kept per client; IgnoreStartup those that are dropped at login.

@@ -277,7 +277,7 @@ func (c *client) over() {
 	st.refused = 0
 	if c.unclear() {
 		if c.p.set.ProbeOff && st.touched.Effect&(session.SetsParameters|session.ResetsAll) == 0 {
-			c.found(st.pins|st.touched.Effect&session.Objects, true)
+			c.leaves(st.pins|st.touched.Effect&session.Objects, true)
 			return
 		}
 		s.probe(c)

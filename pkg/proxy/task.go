@@ -28,6 +28,8 @@ const (
 	taskRepeat
 	// taskClean drops what clients have left in their session.
 	taskClean
+	// taskLookup runs auth_query.
+	taskLookup
 )
 
 // run has the server connection do a query of the pooler's own. The connection is idle.
@@ -107,6 +109,11 @@ func (s *server) taskStep() {
 			return
 		}
 		s.client.repeat()
+		return
+	case taskLookup:
+		if !s.link.Busy() {
+			s.lookedUp()
+		}
 		return
 	case taskParams:
 		s.task = taskNone

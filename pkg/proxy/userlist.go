@@ -17,13 +17,16 @@ type derivedVerifier struct {
 	verifier scram.Verifier
 }
 
-// verifierOf finds the verifier that proves a user of the user list; ok is false, and the verifier cannot be proved, for
+// verifierOf finds the verifier that proves a user's stored secret; ok is false, and the verifier cannot be proved, for
 // a user without one. then runs in the loop, perhaps at once.
 func (p *Proxy) verifierOf(user, stored string, then func(v scram.Verifier, ok bool)) {
 	iterations := p.set.ScramIterations
+	mock := func() scram.Verifier {
+		return scram.MockVerifier(p.mock, user, p.census.of(p.set).mockIterations(iterations))
+	}
 	switch {
 	case stored == "" || isMD5(stored):
-		then(scram.MockVerifier(p.mock, user, iterations), false)
+		then(mock(), false)
 	case isVerifier(stored):
 		if d, ok := p.derived[user]; ok && d.secret == stored {
 			then(d.verifier, true)
@@ -33,8 +36,8 @@ func (p *Proxy) verifierOf(user, stored string, then func(v scram.Verifier, ok b
 		if err == nil {
 			p.derived[user] = derivedVerifier{stored, v}
 		} else {
-			p.log.Error("user list has a broken SCRAM verifier", "user", user, "error", err)
-			v = scram.MockVerifier(p.mock, user, iterations)
+			p.log.Error("a stored SCRAM verifier is broken", "user", user, "error", err)
+			v = mock()
 		}
 		then(v, err == nil)
 	default:
@@ -49,25 +52,31 @@ func (p *Proxy) verifierOf(user, stored string, then func(v scram.Verifier, ok b
 	}
 }
 
-// matches compares a password in clear with a secret of the user list in any of its forms.
-func (p *Proxy) matches(user, stored, password string, then func(bool)) {
+// matches compares a password in clear with a stored secret in any of its forms; of a verifier it tells the keys.
+func (p *Proxy) matches(user, stored, password string, then func(ok bool, keys *scram.Keys)) {
 	switch {
 	case stored == "":
-		then(false)
+		then(false, nil)
 	case isMD5(stored):
 		sum := md5.Sum([]byte(password + user))
-		then(equal("md5"+hex.EncodeToString(sum[:]), stored))
+		then(equal("md5"+hex.EncodeToString(sum[:]), stored), nil)
 	case isVerifier(stored):
 		v, err := scram.ParseVerifier(stored)
 		if err != nil {
-			then(false)
+			then(false, nil)
 			return
 		}
 		p.offload.run(p, func() any {
-			return scram.NewVerifier(password, v.Salt, v.Iterations).StoredKey == v.StoredKey
-		}, func(same any) { then(same.(bool)) })
+			if keys, ok := v.Match(password); ok {
+				return &keys
+			}
+			return (*scram.Keys)(nil)
+		}, func(v any) {
+			keys := v.(*scram.Keys)
+			then(keys != nil, keys)
+		})
 	default:
-		then(equal(password, stored))
+		then(equal(password, stored), nil)
 	}
 }
 

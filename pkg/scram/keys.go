@@ -70,6 +70,12 @@ func NewVerifier(password string, salt []byte, iterations int) Verifier {
 	return Verifier{Iterations: iterations, Salt: k.Salt, StoredKey: sha256.Sum256(k.ClientKey[:]), ServerKey: k.ServerKey}
 }
 
+// Match compares a password with what a server stores about it, and gives the keys of one that is right.
+func (v Verifier) Match(password string) (Keys, bool) {
+	k := derive(prepare(password), v.Salt, v.Iterations)
+	return k, equal(sha256.Sum256(k.ClientKey[:]), v.StoredKey)
+}
+
 // MockVerifier makes up a verifier for a user who does not exist, so that the dialogue looks like a wrong password:
 // the same user always gets the same salt. No password proves it, since its StoredKey is the hash of no known key.
 func MockVerifier(secret []byte, user string, iterations int) Verifier {

@@ -166,6 +166,13 @@ func (s *Server) Final(msg []byte) (reply []byte, err error) {
 	return []byte("v=" + encode64(signature[:])), nil
 }
 
+// Keys are what the client proved to have, enough to log in for it where the verifier comes from. It panics before Final
+// succeeded.
+func (s *Server) Keys() Keys {
+	v := s.verifier
+	return Keys{ClientKey: s.ClientKey(), ServerKey: v.ServerKey, Salt: v.Salt, Iterations: v.Iterations}
+}
+
 // ClientKey is the key the client proved to have. It panics before Final succeeded.
 func (s *Server) ClientKey() [32]byte {
 	if s.step != stepDone {
