@@ -108,8 +108,12 @@ func (s *server) cancelArrived() {
 	if s.cancels > 0 || s.closed || s.closing {
 		return
 	}
-	if s.awaitsCancels {
+	switch {
+	case s.awaitsCancels:
 		s.cleanUp()
+	case s.task == taskPause && s.client != nil:
+		s.task = taskNone
+		s.client.over()
 	}
 }
 

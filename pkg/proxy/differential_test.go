@@ -98,11 +98,16 @@ func tellStory(t *testing.T, seed uint64, direct, pooled string) (batches int, e
 
 // alike compares two transcripts, which begin in this status, and says up to where they are the same. It allows for a
 // statement that is missing on the server connection when a transaction has failed: it cannot be prepared there any more,
-// so another error that it would meet is not found.
+// so another error that it would meet is not found, nor can it be described.
 func alike(want, got []string, status byte) (at int, same bool) {
 	for ; at < len(want) && at < len(got); at++ {
 		switch w, g := want[at], got[at]; {
-		case status == 'E' && w[0] == 'E' && g[0] == 'E' && strings.Contains(g, `\x00C25P02\x00`):
+		case status == 'E' && g[0] == 'E' && strings.Contains(g, `\x00C25P02\x00`):
+			end := at
+			for end < len(want) && want[end][0] != 'Z' {
+				end++
+			}
+			want = slices.Concat(want[:at], []string{g}, want[end:])
 		case w != g:
 			return at, false
 		case w[0] == 'Z':

@@ -175,12 +175,17 @@ func (p *pooler) await(what string, cond func(Snapshot) bool) Snapshot {
 	}
 }
 
-// postgresWith is pooledPostgres with all settings to edit; route is called for every login.
+// postgresWith is pooledPostgres with all settings to edit, for every login anew.
 func postgresWith(t *testing.T, edit func(*Settings, *Route)) *pooler {
+	t.Helper()
+	return startProxy(t, postgresSettings(t, edit))
+}
+
+func postgresSettings(t *testing.T, edit func(*Settings, *Route)) *Settings {
 	t.Helper()
 	s := pgtest.Shared(t)
 	set := testSettings(s.Host, s.Port, nil)
 	edit(set, &Route{})
 	set.Route = testRoute(s.Host, s.Port, func(r *Route) { edit(&Settings{}, r) })
-	return startProxy(t, set)
+	return set
 }

@@ -410,6 +410,9 @@ func (c *client) welcome() {
 	c.p.loop.Unset(&l.timer)
 	g := c.pooled.greet(l.want, c.p.tracked)
 	c.params, c.began = g.tracked, g.tracked
+	if c.createsTemporary() {
+		c.needSession()
+	}
 	out := c.p.loop.Buffers.Lend(len(l.final) + len(g.packets) + 64) // a lent buffer must not grow
 	out = append(out, l.final...)
 	out = append(out, g.packets...)

@@ -33,10 +33,11 @@ const settingsQuery = "SELECT name, pg_catalog.current_setting(name) FROM pg_cat
 const roleParameter = "role"
 
 // sticky are reasons to keep a client at its server connection that nobody can look up.
-const sticky = session.Library | session.Function | session.SetsUnknown
+const sticky = session.Library | session.Function
 
 // probe is a query of the pooler's own about what a client has left in its session.
 type probe struct {
+	again    bool     // it was asked before, and a cancel request hit the question
 	objects  bool     // the first row begins with the columns of objectsQuery
 	names    []string // further columns of the first row are the values of these parameters
 	settings bool     // a second result lists all that PostgreSQL lists
@@ -48,12 +49,17 @@ type probe struct {
 }
 
 // probe asks the server what the client has left there.
-func (s *server) probe(c *client) {
+func (s *server) probe(c *client, again bool) {
 	st := c.session
 	e := st.touched.Effect
+	if st.unsure {
+		e |= session.Opaque | session.Body
+	}
+	asks := !s.p.set.ProbeOff
 	pr := &probe{
-		objects:  !s.p.set.ProbeOff && e&(session.Unclear&^session.SetsParameters) != 0 || !s.p.set.ProbeOff && st.pins != 0,
-		settings: e&(session.Body|session.ResetsAll|session.SetsUnknown) != 0,
+		again:    again,
+		objects:  asks && (e&(session.Unclear&^session.SetsParameters) != 0 || st.pins != 0 || c.createsTemporary()),
+		settings: e&(session.Body|session.ResetsAll|session.SetsUnknown) != 0 || e&session.Frees != 0 && st.pins != 0,
 	}
 	add := func(name string) {
 		if canonical, ok := s.p.tracked.Canonical(name); ok {
@@ -64,17 +70,18 @@ func (s *server) probe(c *client) {
 		}
 	}
 	for _, p := range st.touched.Parameters {
-		if !p.Local || st.failed {
+		if _, has := s.params.Get(p.Name); !p.Local || !has {
 			add(p.Name)
 		}
 	}
-	if e&(session.Opaque|session.Body|session.ResetsAll|session.SetsUnknown) != 0 {
+	if pr.settings || e&session.Opaque != 0 {
 		// What functions set is not in the text. At least those that this pool is known to use are looked at.
+		add(roleParameter)
 		for _, name := range s.pooled.custom {
 			add(name)
 		}
 		for _, kv := range s.params.All() {
-			if session.Custom(kv.Name) || kv.Name == roleParameter {
+			if session.Custom(kv.Name) {
 				add(kv.Name)
 			}
 		}
@@ -142,17 +149,34 @@ func (s *server) probed() {
 	pr, c := s.probing, s.client
 	s.probing = nil
 	st := c.session
+	if s.failed != nil && s.failed.Code == "57014" && !pr.again && s.link.Idle() { // the client's own late cancel request
+		s.probe(c, true)
+		return
+	}
 	if s.failed != nil || !pr.complete() || !s.link.Idle() {
 		why := "the answer is not what was asked for"
 		if s.failed != nil {
 			why = s.failed.Message
 		}
 		c.log().Warn("cannot tell what a client left in its session, it keeps its server connection", "error", why)
+		st.unsure, st.checked = true, true // it is asked again after the next transaction
 		c.leaves(st.pins|session.SetsUnknown, false)
 		return
 	}
 	values := pr.row
+	st.checked = true
 	found := st.pins & sticky
+	st.unsure = false
+	switch e := st.touched.Effect; {
+	case e&session.SetsUnknown != 0:
+		st.unknown = true
+	case e&session.ResetsAll != 0 && st.unknown:
+		// What it was is reset, but it is still there.
+		st.unknown, s.spoiled = false, true
+	}
+	if st.unknown {
+		found |= session.SetsUnknown
+	}
 	if pr.objects {
 		for i, what := range objectsFound {
 			if v := values[i]; v != nil && *v == "t" {
@@ -165,7 +189,7 @@ func (s *server) probed() {
 		found |= st.touched.Effect & sticky
 		values = values[len(objectsFound)+1:]
 	} else {
-		found = st.pins | st.touched.Effect&session.Objects
+		found |= st.pins | st.touched.Effect&(session.Objects|session.SetsUnknown)
 	}
 	s.learn(c, pr, values)
 	if s.params.Size() > maxStateBytes {
@@ -184,14 +208,14 @@ func (s *server) learn(c *client, pr *probe, values []*string) {
 	for i, name := range pr.names {
 		v := values[i]
 		old, had := before.Get(name)
+		if session.Custom(name) {
+			s.pooled.knows(name)
+		}
 		switch {
 		case v == nil, name == roleParameter && *v == "none", onlyReset(&st.touched, name) && !session.Custom(name) && (!had || *v != old):
 			gone = append(gone, name)
 		default:
 			s.params = s.params.With(name, *v)
-			if session.Custom(name) {
-				s.pooled.knows(name)
-			}
 		}
 	}
 	if pr.settings {
@@ -266,13 +290,12 @@ func (c *client) leaves(objects session.Effect, sure bool) {
 		return
 	}
 	switch {
-	case c.p.set.SessionState == StateTrack && sure && objects&^session.SetsUnknown != 0:
+	case c.p.set.SessionState == StateTrack && sure:
+		s.spoiled = s.spoiled || objects&(session.SetsUnknown|session.Library) != 0
 		c.write(pgwire.AppendNotice(nil, "dropped at the end of the transaction, because session_state is track: "+strings.Join(objects.Reasons(), ", ")))
-		st.pins = 0
-		s.dirty = true
 		c.letGo()
 		return
-	case !st.counted && c.pooled.pinned >= c.pooled.maxPinned():
+	case st.pins == 0 && c.pooled.pinned >= c.pooled.mostPinned():
 		code, message := c.refusalOfPin()
 		c.pooled.counts.PinsRefused++
 		c.fail(code, message)
@@ -287,12 +310,9 @@ func (c *client) leaves(objects session.Effect, sure bool) {
 // letGo parts the client from its server connection, which is cleaned then.
 func (c *client) letGo() {
 	s := c.server
-	for _, p := range c.session.touched.Parameters {
-		if p.Local {
-			c.empty(p.Name)
-		}
-	}
-	c.session.touched, c.session.failed = session.Effects{}, false
+	s.dirty = true
+	s.carries(&c.session.touched)
+	c.session.touched, c.session.unknown = session.Effects{}, false
 	c.unpin()
 	c.server, s.client = nil, nil
 	s.link.Serve(nil)
@@ -313,21 +333,26 @@ func (c *client) stain(s *server) {
 	}
 	c.uncountPin()
 	left := st.touched.Effect | st.pins
-	if left&session.Unclear == 0 {
+	if left&session.Unclear == 0 && !c.createsTemporary() {
 		return
 	}
 	s.dirty = true
-	if left&(session.SetsUnknown|session.Library|session.Body) != 0 {
+	if left&(session.SetsUnknown|session.Library|session.Body) != 0 || st.unknown {
 		s.spoiled = true
 	}
-	for _, p := range st.touched.Parameters {
+	s.carries(&st.touched)
+	*st = sessionState{}
+	c.pc.Pinned = false
+}
+
+// carries: custom parameters may have come to exist. When everything is reset they are empty.
+func (s *server) carries(e *session.Effects) {
+	for _, p := range e.Parameters {
 		if session.Custom(p.Name) {
 			s.params = s.params.With(p.Name, "")
 			s.pooled.knows(p.Name)
 		}
 	}
-	*st = sessionState{}
-	c.pc.Pinned = false
 }
 
 // clean drops everything that a session can have. What a custom parameter leaves behind stays.
@@ -340,6 +365,7 @@ func (s *server) clean() {
 	s.task, s.failed = taskClean, nil
 	s.link.Purge()
 	s.write(pgwire.AppendQuery(nil, "DISCARD ALL"))
+	s.expected()
 }
 
 // cleaned: every parameter is what it was at the login, but custom ones are empty.

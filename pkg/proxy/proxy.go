@@ -251,6 +251,8 @@ func (p *Proxy) Reload(set *Settings) {
 
 func (p *Proxy) reload(set *Settings) {
 	set.Listeners = p.set.Listeners
+	// Nobody has asked what is in the sessions so far.
+	recycle := p.set.SessionState == StatePgBouncer && set.SessionState != StatePgBouncer
 	p.set = set
 	for _, l := range p.listeners {
 		if l.unix == "" && l.conn.Open() {
@@ -279,6 +281,9 @@ func (p *Proxy) reload(set *Settings) {
 		p.timed(route.Timeouts.shortest())
 		p.setLimits(&route)
 		p.pools.Reconfigure(now, bp, route.Pool)
+		if recycle {
+			p.pools.Recycle(now, bp)
+		}
 		if old.Pool.Server != route.Pool.Server || old.DBName != route.DBName || old.Password != route.Password || !maps.Equal(old.Startup, route.Startup) || !old.sameWay(&route) {
 			pl.haveWelcome = false
 			pl.refusal = nil

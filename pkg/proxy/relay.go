@@ -13,6 +13,9 @@ func (c *client) relay(buf []byte) (rest []byte) {
 		if buf, done = c.gathered(buf); !done {
 			return nil
 		}
+		if c.server != nil && c.server.task != taskNone {
+			return buf
+		}
 	}
 	off := min(c.remain, len(buf))
 	c.remain -= off
@@ -63,6 +66,9 @@ func (c *client) relay(buf []byte) (rest []byte) {
 			}
 		}
 		c.held = false
+		if c.session != nil {
+			c.session.checked = false
+		}
 		if c.asked == 0 { // from its first byte: who has a server connection and says no more has its time run too
 			c.asked = c.p.now()
 			c.pooled.counts.Queries++

@@ -33,6 +33,7 @@ type server struct {
 	task    task
 	probing *probe
 	replay  replay
+	recoded bool                // the client's encoding has been set, what is written in it comes next
 	dirty   bool                // a client has left something in the session, or may have
 	spoiled bool                // and it cannot be taken away
 	failed  *pgwire.ErrorFields // what the task's query met
@@ -200,6 +201,10 @@ func (s *server) process(buf []byte) (rest []byte) {
 			if !tracks || size > longestTag {
 				whole = true
 			}
+		case pgwire.NotificationResponse, pgwire.NoticeResponse:
+			if !s.hears() || size > wholeMessage {
+				whole = true
+			}
 		case pgwire.DataRow:
 			if s.task != taskProbe || size > wholeMessage {
 				whole = true
@@ -236,6 +241,8 @@ func (s *server) process(buf []byte) (rest []byte) {
 			return nil
 		case s.lookup != nil && s.lookup.answer.hears(typ):
 			s.lookup.answer.heard(typ, size, body)
+		case (typ == pgwire.NotificationResponse || typ == pgwire.NoticeResponse) && s.hears() && size <= wholeMessage:
+			s.client.write(buf[off:end])
 		case typ == pgwire.ParameterStatus:
 			s.reported(body)
 		case typ == pgwire.ErrorResponse && s.swallows():
@@ -248,9 +255,6 @@ func (s *server) process(buf []byte) (rest []byte) {
 			s.probing.take(typ, body)
 		case typ == pgwire.ErrorResponse:
 			s.fatal = isFatal(body)
-			if s.client.session != nil {
-				s.client.session.failed = true
-			}
 			other := s.reworded(body)
 			if other == nil {
 				other = s.translated(body)
@@ -287,6 +291,12 @@ func (s *server) process(buf []byte) (rest []byte) {
 // swallows: what the server says is not for a client.
 func (s *server) swallows() bool {
 	return s.client == nil || s.task != taskNone || s.client.state == stateLogin
+}
+
+// hears: the pooler asks for something in the middle of a client's session, so what the server says of its own accord is
+// still for the client.
+func (s *server) hears() bool {
+	return s.client != nil && (s.task == taskProbe || s.task == taskRepeat || s.task == taskPause)
 }
 
 // isFatal looks for a severity that ends the connection, which stands at the start of an ErrorResponse.

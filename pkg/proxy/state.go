@@ -29,27 +29,32 @@ const longPiece = 256
 type sessionState struct {
 	touched session.Effects
 	unnamed session.Effects // of the unnamed prepared statement
-	pins    session.Effect  // what keeps the client at its server connection
-	counted bool            // among the pinned of its pool, or about to be
-	shape   string          // the text that did it, without its literals
-	failed  bool            // the client was told an error since touched is not empty
-	refused int             // statements, in the transaction under way
-	tail    []byte          // end of the text that is being relayed
-	into    *session.Effects
+	// unnamedText is its text, if it may be refused.
+	unnamedText string
+	pins        session.Effect // what keeps the client at its server connection
+	counted     bool           // among the pinned of its pool
+	shape       string         // the text that did it, without its literals
+	unknown     bool           // a parameter is set whose name is not known
+	unsure      bool           // the server could not be asked
+	checked     bool           // it has been asked since the client said something
+	refused     int            // statements, in the transaction under way
+	tail        []byte         // end of the text that is being relayed
+	into        *session.Effects
 }
 
 // unclear says that the server must be asked what the client has left there.
 func (c *client) unclear() bool {
 	st := c.session
-	if st == nil {
+	if st == nil || st.checked {
 		return false
 	}
 	e := st.touched.Effect
-	if e&(session.Unclear&^session.SetsParameters) != 0 || e&session.Frees != 0 && st.pins != 0 {
+	if e&(session.Unclear&^session.SetsParameters) != 0 || e&session.Frees != 0 && st.pins != 0 || st.unsure || c.createsTemporary() {
 		return true
 	}
 	for _, p := range st.touched.Parameters {
-		if (!p.Local || st.failed) && !c.reported(p.Name) {
+		_, has := c.server.params.Get(p.Name)
+		if (!p.Local || !has) && !c.reported(p.Name) {
 			return true
 		}
 	}
@@ -90,12 +95,15 @@ func (c *client) touch(e *session.Effects, text []byte) {
 		st.shape = session.Shape(text)
 	}
 	st.touched.Add(*e)
-	if e.Effect&session.Objects != 0 {
-		c.countPin()
-	}
 }
 
-// countPin takes a place among the pinned clients of the pool. It is given back if the client turns out not to be one.
+// createsTemporary: what the client creates is temporary, whether its texts say so or not.
+func (c *client) createsTemporary() bool {
+	path, ok := c.params.Get("search_path")
+	return ok && strings.Contains(path, "pg_temp")
+}
+
+// countPin takes a place among the pinned clients of the pool.
 func (c *client) countPin() {
 	if st := c.session; !st.counted && c.p.set.SessionState == StatePin {
 		st.counted = true
@@ -118,12 +126,18 @@ func (pl *pooled) maxPinned() int {
 	return (pl.route.Pool.Size + 1) / 2
 }
 
+// mostPinned is how many they may become when several make objects at once, before any of them was known to be pinned.
+func (pl *pooled) mostPinned() int { return max(pl.maxPinned(), pl.route.Pool.Size-1) }
+
 // pinRefused: the text would keep its client at a server connection, and too many are kept already.
-func (c *client) pinRefused(e *session.Effects) bool {
-	if e.Effect&session.Objects == 0 || c.p.set.SessionState != StatePin || c.pooled.pinned < c.pooled.maxPinned() {
+func (c *client) pinRefused(e *session.Effects, text []byte) bool {
+	const pins = session.Objects | session.SetsUnknown
+	if e.Effect&pins == 0 || c.reader() == nil || c.p.set.SessionState != StatePin || c.pooled.pinned < c.pooled.maxPinned() ||
+		c.session != nil && c.session.pins != 0 {
 		return false
 	}
-	return c.session == nil || !c.session.counted
+	// What stands in literals and comments is no reason to refuse it.
+	return c.reader().Read(session.Bare(text)).Effect&pins != 0
 }
 
 // refusedText takes the place of a text that is refused. PostgreSQL does not know it, whatever state the transaction is
@@ -155,8 +169,8 @@ func (s *server) refused() bool {
 
 // refusedBind sends a Bind for a statement that does not exist in the place of one that is refused. It returns false if
 // that of the text is not.
-func (c *client) refusedBind(b *batch, buf []byte, off, size, from, to int, e *session.Effects) bool {
-	if !c.pinRefused(e) {
+func (c *client) refusedBind(b *batch, buf []byte, off, size, from, to int, e *session.Effects, text string) bool {
+	if e.Effect&(session.Objects|session.SetsUnknown) == 0 || !c.pinRefused(e, []byte(text)) {
 		return false
 	}
 	c.needSession().refused++
@@ -180,11 +194,11 @@ func (c *client) readText(b *batch, buf []byte, off, take, size int, typ byte) (
 	text, named := body, false
 	if typ == pgwire.Parse {
 		name, rest, ok := pgwire.NextString(body)
-		if !ok {
-			return false // PostgreSQL has no such message either
+		if ok {
+			text = rest
 		}
-		text, named = rest, name != ""
-		if named && c.server.link.Tracks() {
+		named = !ok || name != ""
+		if ok && named && c.server.link.Tracks() {
 			return false // read when it is registered
 		}
 	}
@@ -192,15 +206,21 @@ func (c *client) readText(b *batch, buf []byte, off, take, size int, typ byte) (
 		text = untilNUL(text)
 	}
 	e := r.Read(text)
-	if take == size && (typ == pgwire.Query || named) && c.pinRefused(&e) { // an unnamed one is refused when it is used
+	if take == size && (typ == pgwire.Query || named) && c.pinRefused(&e, text) { // an unnamed one is refused when it is used
 		c.refuse(b, buf, off, size, typ)
 		return true
 	}
 	switch {
 	case typ == pgwire.Query || named:
 		c.touch(&e, text)
+	case c.server.link.Ignores():
 	case e.Effect != 0 || c.session != nil:
-		c.needSession().unnamed = e
+		st := c.needSession()
+		st.unnamed = e
+		st.unnamedText = ""
+		if e.Effect&(session.Objects|session.SetsUnknown) != 0 && take == size {
+			st.unnamedText = string(text)
+		}
 	}
 	if take < size {
 		st := c.needSession()
@@ -224,11 +244,7 @@ func (c *client) readOn(piece []byte) {
 		return
 	}
 	text := append(st.tail, piece...)
-	e := r.Read(text)
-	st.into.Add(e)
-	if e.Effect&session.Objects != 0 {
-		c.countPin()
-	}
+	st.into.Add(r.ReadOn(st.into.Effect, text))
 	if c.remain == 0 {
 		st.into, st.tail = nil, nil
 		return
@@ -251,6 +267,9 @@ func (c *client) refuse(b *batch, buf []byte, off, size int, typ byte) {
 
 // used records what a Bind does to the session: statement is nil for the unnamed one.
 func (c *client) used(statement *session.Statement) {
+	if c.reader() == nil {
+		return
+	}
 	if statement != nil {
 		e := statement.Effects()
 		switch {
@@ -277,10 +296,14 @@ func (c *client) over() {
 	st.refused = 0
 	if c.unclear() {
 		if c.p.set.ProbeOff && st.touched.Effect&(session.SetsParameters|session.ResetsAll) == 0 {
-			c.leaves(st.pins|st.touched.Effect&session.Objects, true)
+			c.leaves(st.pins|st.touched.Effect&(session.Objects|session.SetsUnknown), true)
 			return
 		}
-		s.probe(c)
+		if s.cancels > 0 {
+			s.task = taskPause // it would hit the question
+			return
+		}
+		s.probe(c, false)
 		return
 	}
 	c.settled()
@@ -290,30 +313,24 @@ func (c *client) over() {
 func (c *client) settled() {
 	st := c.session
 	for _, p := range st.touched.Parameters {
-		if p.Local && !st.failed {
-			c.empty(p.Name)
-		}
 		if canonical, ok := c.p.tracked.Canonical(p.Name); ok && p.Reset {
 			c.restart(canonical)
 		}
 	}
-	st.touched, st.failed = session.Effects{}, false
+	st.touched = session.Effects{}
 	if st.pins == 0 {
+		if s := c.server; s.spoiled {
+			c.letGo()
+			return
+		}
 		c.unpin()
 		c.detach()
 		return
 	}
 	c.counted()
-}
-
-// empty: a custom parameter was set for a transaction. It exists from now on, with no value.
-func (c *client) empty(name string) {
-	s := c.server
-	if _, ok := s.params.Get(name); !ok {
-		s.params = s.params.With(name, "")
-	}
-	if _, ok := c.params.Get(name); !ok {
-		c.params = c.params.With(name, "")
+	if s := c.server; c.params != s.params { // it stays, so it has to be as the client was told
+		c.held = true
+		s.adapt(c.params)
 	}
 }
 
@@ -399,5 +416,8 @@ func untilNUL(b []byte) []byte {
 	return b
 }
 
+// foreign is what a statement may do whose text nobody knows.
+var foreign = session.Effects{Effect: session.Opaque | session.Body}
+
 // opaque is what a function called by its number may do.
-var opaque = session.Effects{Effect: session.Opaque}
+var opaque = session.Effects{Effect: session.Opaque | session.Body}

@@ -95,7 +95,7 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 	case !ok:
 		return 0, false, nil
 	case from == to:
-		if typ == pgwire.Bind && c.session != nil && c.refusedBind(b, buf, off, size, from, to, &c.session.unnamed) {
+		if typ == pgwire.Bind && c.session != nil && c.refusedBind(b, buf, off, size, from, to, &c.session.unnamed, c.session.unnamedText) {
 			return len(msg), false, nil
 		}
 		return c.unnamed(b, buf, off, typ, msg, whole)
@@ -131,13 +131,17 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 		n = link.CloseStatement(name)
 	default:
 		if typ == pgwire.Bind {
-			if s := c.names.Of(name); s != nil && c.refusedBind(b, buf, off, size, from, to, s.Effects()) {
+			if s := c.names.Of(name); s != nil && c.refusedBind(b, buf, off, size, from, to, s.Effects(), s.Body()) {
 				return len(msg), false, nil
 			}
 		}
 		n = link.Use(typ, name, c.planned())
-		if typ == pgwire.Bind && n.Statement != nil {
+		switch {
+		case typ != pgwire.Bind:
+		case n.Statement != nil:
 			c.used(n.Statement)
+		case c.reader() != nil && !link.Ignores():
+			c.touch(&foreign, nil) // by SQL's PREPARE, if at all
 		}
 	}
 	b.keep(buf, off)
@@ -164,7 +168,7 @@ func (c *client) unnamed(b *batch, buf []byte, off int, typ byte, msg []byte, wh
 	case typ == pgwire.Parse, typ == pgwire.Close:
 		link.SetUnnamed(typ)
 		b.parsed = nil
-		if typ == pgwire.Parse && whole {
+		if typ == pgwire.Parse && whole && !link.Ignores() {
 			b.parsed = body[1:]
 		}
 		return len(msg), false, nil

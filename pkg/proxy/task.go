@@ -26,6 +26,8 @@ const (
 	taskProbe
 	// taskRepeat waits until a batch that failed is over, to say it again.
 	taskRepeat
+	// taskPause waits for cancel requests under way before it asks.
+	taskPause
 	// taskClean drops what clients have left in their session.
 	taskClean
 	// taskLookup runs auth_query.
@@ -38,11 +40,43 @@ func (s *server) run(t task, sql string) {
 	s.failed = nil
 	_ = s.link.Sent(pgwire.Query) // always allowed
 	s.write(pgwire.AppendQuery(nil, sql))
+	s.expected()
+}
+
+// expected gives the server the time that a login may take for an answer to what only the pooler has asked.
+func (s *server) expected() {
+	limit := s.p.set.ServerConnectTimeout
+	if limit <= 0 || s.task != taskProbe && s.task != taskParams && s.task != taskClean {
+		return
+	}
+	s.p.loop.Set(&s.timer, s.p.loop.Now()+limit, func() {
+		c := s.client
+		s.discard(pool.TestFailed)
+		if c != nil {
+			c.lostServer(false, "the server does not answer")
+		}
+		s.p.settle()
+	})
 }
 
 // adapt sets the parameters of a client's session in which the connection differs.
 func (s *server) adapt(want session.Params) {
 	missing, surplus := s.params.Missing(want), s.params.Surplus(want)
+	if here, _ := s.params.Get("client_encoding"); !s.recoded {
+		there, asked := want.Get("client_encoding")
+		if s.recoded = asked && here != there && (!s.params.ASCII() || !want.ASCII()); s.recoded {
+			// The rest is written in it, so it comes first.
+			s.run(taskParams, session.SetStatements([]pgwire.Parameter{{Name: "client_encoding", Value: there}}))
+			return
+		}
+	} else {
+		s.recoded = false
+		for _, kv := range want.All() { // the same bytes were another text
+			if _, had := s.params.Get(kv.Name); had && !session.ASCII(kv.Value) && !slices.Contains(missing, kv) {
+				missing = append(missing, kv)
+			}
+		}
+	}
 	// A role may be less than what the rest takes: it goes first and comes last.
 	before, after := "", ""
 	if _, has := s.params.Get(roleParameter); has {
@@ -89,9 +123,14 @@ func (s *server) check(sql string) {
 
 // taskStep: the server answered ReadyForQuery to a task.
 func (s *server) taskStep() {
+	if s.task == taskProbe || s.task == taskParams || s.task == taskClean {
+		s.p.loop.Unset(&s.timer)
+	}
 	switch s.task {
 	case taskAbandon:
 		s.cleanUp()
+		return
+	case taskPause: // not in answer to anything
 		return
 	case taskProbe:
 		s.task = taskNone
@@ -121,11 +160,16 @@ func (s *server) taskStep() {
 		if s.failed != nil {
 			// The client asked for a value the server does not take.
 			why := *s.failed
+			s.recoded = false
 			s.discard(pool.ParameterChangeFailed)
 			if c != nil {
 				c.fail(why.Code, "invalid server parameter: "+why.Message)
 				c.linger("invalid server parameter")
 			}
+			return
+		}
+		if c != nil && s.recoded {
+			s.adapt(c.params)
 			return
 		}
 		if c != nil {
@@ -196,7 +240,8 @@ func (s *server) abandoned(partial bool) {
 	s.p.pools.Unlink(s.p.now(), s.pb)
 	// Nobody holds up reading any more, and what is there to be read is not announced again.
 	s.p.loop.Again(&s.conn)
-	if s.task == taskNone || s.task == taskParams {
+	if s.task == taskNone || s.task == taskParams || s.task == taskPause {
+		s.p.loop.Unset(&s.timer)
 		s.task = taskAbandon
 		s.cleanUp()
 	}

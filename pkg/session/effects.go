@@ -68,8 +68,10 @@ type Parameter struct {
 // ValidParameter tells whether a session may begin with a parameter of this name, set as by SET: PostgreSQL may still not
 // know it.
 func ValidParameter(name string) bool {
-	ident, _, end := identifier([]byte(name), 0)
-	return len(name) <= maxParameterName && ident == strings.ToLower(name) && end == len(name) && ident != "" && ident != "session_authorization"
+	s := scan{sql: []byte(name), budget: maxSkipped}
+	ident, quoted, end := s.identifier(0)
+	return len(name) <= maxParameterName && ident == folded([]byte(name)) && !quoted && end == len(name) && ident != "" &&
+		ident != "session_authorization" && !unfollowed(ident)
 }
 
 // Custom tells whether a parameter of this name comes to exist by being set. Resetting does not take it away again: it
@@ -85,9 +87,18 @@ type Effects struct {
 // Add adds what another text does.
 func (e *Effects) Add(o Effects) {
 	e.Effect |= o.Effect
+	if len(e.Parameters) == 0 {
+		e.Parameters = slices.Clip(o.Parameters) // shared, and copied when more come
+		return
+	}
 	for _, p := range o.Parameters {
-		if !slices.Contains(e.Parameters, p) {
-			e.Parameters = append(e.Parameters[:len(e.Parameters):len(e.Parameters)], p)
+		switch {
+		case slices.Contains(e.Parameters, p):
+		case len(e.Parameters) >= maxParameters:
+			e.Effect |= SetsUnknown
+			return
+		default:
+			e.Parameters = append(e.Parameters, p)
 		}
 	}
 }
@@ -101,6 +112,8 @@ func Shape(sql []byte) string {
 	var b strings.Builder
 	for i := 0; i < len(sql) && sql[i] != 0 && b.Len() < maxShape; {
 		switch c := sql[i]; {
+		case c == '\\', c == '"', (c|0x20 == 'e' || c == '&') && i+1 < len(sql) && sql[i+1] == '\'':
+			return b.String() + "?"
 		case c == '\'':
 			end := bytes.IndexByte(sql[i+1:], '\'')
 			if end < 0 {
@@ -131,4 +144,64 @@ func Shape(sql []byte) string {
 		}
 	}
 	return strings.ToValidUTF8(b.String(), "?")
+}
+
+// Bare is a text without its literals, comments and quoted bodies, as PostgreSQL reads it with its default settings.
+func Bare(sql []byte) []byte {
+	out := make([]byte, 0, len(sql))
+	for i := 0; i < len(sql) && sql[i] != 0; {
+		rest := sql[i:]
+		n := 0
+		switch {
+		case rest[0] == '\'':
+			escapes := i > 0 && sql[i-1]|0x20 == 'e' && (i < 2 || byteKinds[sql[i-2]]&inWord == 0)
+			for n = 1; n < len(rest) && rest[n] != '\''; n++ {
+				if escapes && rest[n] == '\\' {
+					n++
+				}
+			}
+			n++
+		case bytes.HasPrefix(rest, []byte("--")):
+			if n = bytes.IndexAny(rest, "\r\n"); n < 0 {
+				n = len(rest)
+			}
+		case bytes.HasPrefix(rest, []byte("/*")):
+			for depth, at := 1, 2; ; at++ {
+				if at >= len(rest) {
+					n = len(rest)
+					break
+				}
+				if bytes.HasPrefix(rest[at:], []byte("*/")) {
+					if depth--; depth == 0 {
+						n = at + 2
+						break
+					}
+					at++
+				} else if bytes.HasPrefix(rest[at:], []byte("/*")) {
+					depth++
+					at++
+				}
+			}
+		case rest[0] == '$' && (i == 0 || byteKinds[sql[i-1]]&inWord == 0):
+			tag := 1
+			for tag < len(rest) && byteKinds[rest[tag]]&inWord != 0 {
+				tag++
+			}
+			if tag < len(rest) && rest[tag] == '$' && (tag == 1 || byteKinds[rest[1]]&beginsWord != 0) {
+				if end := bytes.Index(rest[tag+1:], rest[:tag+1]); end >= 0 {
+					n = tag + 1 + end + tag + 1
+				} else {
+					n = len(rest)
+				}
+			}
+		}
+		if n == 0 {
+			out = append(out, rest[0])
+			i++
+			continue
+		}
+		out = append(out, ' ')
+		i += min(n, len(rest))
+	}
+	return out
 }

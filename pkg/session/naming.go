@@ -154,6 +154,9 @@ func (l *Link) Unsure() bool {
 // Serve names the client whose messages come next; nil when it has left.
 func (l *Link) Serve(names *Names) { l.naming.names = names }
 
+// Ignores says that the server does not carry out what is sent next, other than a Sync.
+func (l *Link) Ignores() bool { return l.verbatim() }
+
 // verbatim says that a message goes to the server as it is whatever it names: the server will ignore it, or answer with
 // an error that nobody can foresee.
 func (l *Link) verbatim() bool { return l.skipping || l.copy == copyIn }

@@ -161,6 +161,19 @@ func (p Params) Without(names []string) Params {
 	return MakeParams(slices.DeleteFunc(p.All(), func(kv pgwire.Parameter) bool { return slices.Contains(names, kv.Name) }))
 }
 
+// ASCII tells whether every value is the same in any encoding.
+func (p Params) ASCII() bool { return ASCII(p.encoded()) }
+
+// ASCII tells whether a text is the same in any encoding.
+func ASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
 // Planned returns the parameters that may change what a text means or how it is planned.
 func (p Params) Planned() Params {
 	var without []string

@@ -59,31 +59,56 @@ type scan struct {
 	sql []byte
 	out Effects
 
-	verb    bool // the next word may begin a statement
-	inBody  bool // what follows may be a procedure's body
-	comment bool // "--" was seen in this line
-	hidden  bool // it has been looked whether a comment hides set_config
+	verb              bool // the next word may begin a statement
+	later             bool // the text began in a piece before
+	inBody            bool // what follows may be a procedure's body
+	comment           bool // "--" was seen in this line
+	settings, updates bool // pg_settings and UPDATE were seen: together they are a SET
+	budget            int  // how much may be skipped between the words of SETs
 
+	// opened are the states in which comments began: a comment is space, but what looks like one may stand in a literal,
+	// so its words count.
+	opened       []place
+	line         place // in which the comment of this line began
+	minus, slash place // before the latest of these bytes
+	at           place
+}
+
+// place is what stands before the next word.
+type place struct {
 	name      span // the latest word
 	before    span // the word before it, with nothing but space between; empty if there is something else
 	first     byte // else what stands directly before it
 	schema    span // its qualifier
 	joined    byte // what has come since the latest word: 0 nothing but space and quotes, '.' one dot, else the latest byte
 	quoted    bool // the latest word was in quotes
-	lastQuote bool // the latest byte was a quote
+	lastQuote bool // a quote has come since
 }
 
-// endOfComment is no byte of a text that matters.
-const endOfComment = 2
+// maxComments bounds how many comments, or what looks like them, are open at once.
+const maxComments = 64
 
 type span struct{ from, to int }
 
 func (s *scan) text(w span) []byte { return s.sql[w.from:w.to] }
 
-// Read tells what a text does to its session. The start of a text must be one of its statements; pieces of a long one may
-// be read one by one if each begins with the end of the one before.
+// Read tells what a text does to its session.
 func (r *Reader) Read(sql []byte) Effects {
-	s := scan{r: r, sql: sql, verb: true, joined: 1}
+	s := scan{r: r, sql: sql}
+	s.read()
+	return s.out
+}
+
+// ReadOn reads a further piece of a text that has shown these effects so far. It begins with the end of the piece before.
+func (r *Reader) ReadOn(so Effect, sql []byte) Effects {
+	s := scan{r: r, sql: sql, inBody: so&Body != 0, later: true}
+	s.read()
+	return s.out
+}
+
+func (s *scan) read() {
+	sql := s.sql
+	s.verb, s.budget, s.at.joined = true, maxSkipped, 1
 	for i := 0; i < len(sql); {
 		b := sql[i]
 		k := byteKinds[b]
@@ -97,78 +122,97 @@ func (r *Reader) Read(sql []byte) Effects {
 			i = j
 			continue
 		case k&isSpace != 0:
-			if b == '\n' || b == '\r' {
-				s.newline()
+			if s.comment && (b == '\n' || b == '\r') {
+				s.comment, s.verb = false, true
+				s.at = s.line
 			}
 		default:
 			s.mark(b, i)
 		}
 		i++
 	}
-	return s.out
-}
-
-func (s *scan) newline() {
-	if s.comment {
-		s.comment = false
-		s.verb = true
-		s.joined = endOfComment
+	if s.settings && s.updates {
+		s.out.Effect |= Body
 	}
 }
 
 // mark handles a byte that is neither of a word nor space.
-func (s *scan) mark(b byte, at int) {
+func (s *scan) mark(b byte, i int) {
+	before := byte(0)
+	if i > 0 {
+		before = s.sql[i-1]
+	}
 	switch b {
 	case '"':
-		s.lastQuote = true
+		s.at.lastQuote = true
+		if before == '&' {
+			s.out.Effect |= Opaque | SetsUnknown // a name spelled in numbers
+		}
 		return
 	case '.':
-		if s.joined == 0 {
-			s.joined = '.'
-			s.lastQuote = false
+		if s.at.joined == 0 {
+			s.at.joined = '.'
+			s.at.lastQuote = false
 			return
 		}
 	case ';':
 		s.verb = true
 	case '(':
-		switch s.joined {
-		case 0:
-			s.call(at)
-		case endOfComment:
-			s.hiddenCall()
+		switch {
+		case s.at.joined == 0:
+			s.call(i)
+		case s.at.lastQuote, '0' <= s.at.joined && s.at.joined <= '9':
+			s.out.Effect |= Opaque // a name that is more than a word
 		}
 	case '-':
-		s.comment = s.comment || at > 0 && s.sql[at-1] == '-'
-	case '/':
-		if at > 0 && s.sql[at-1] == '*' {
-			s.verb = true
-			b = endOfComment
+		if before == '-' && !s.comment {
+			s.comment, s.line = true, s.minus
 		}
+		s.minus = s.at
+	case '*':
+		if before == '/' {
+			if len(s.opened) == maxComments {
+				s.out.Effect |= Opaque | Body | SetsUnknown
+			} else {
+				s.opened = append(s.opened, s.slash)
+			}
+		}
+	case '/':
+		if before == '*' {
+			s.verb = true
+			if n := len(s.opened); n > 0 {
+				s.at, s.opened = s.opened[n-1], s.opened[:n-1]
+				return
+			}
+			if s.later { // it began in a piece before
+				s.out.Effect |= Opaque | Body | SetsUnknown
+			}
+		}
+		s.slash = s.at
 	}
-	s.joined, s.lastQuote = b, false
+	s.at.joined, s.at.lastQuote = b, false
 }
 
 // word handles a word.
 func (s *scan) word(w span) {
-	switch s.joined {
+	p := &s.at
+	switch p.joined {
 	case '.':
-		s.schema = s.name
+		p.schema = p.name
 	case 0:
-		s.before, s.first, s.schema = s.name, 0, span{}
+		p.before, p.first, p.schema = p.name, 0, span{}
 	default:
-		s.before, s.first, s.schema = span{}, s.joined, span{}
-		if s.joined == ':' && !bytes.HasSuffix(bytes.TrimRight(s.sql[:w.from], " \t\r\n\f\v\""), []byte("::")) {
-			s.first = '['
+		p.before, p.first, p.schema = span{}, p.joined, span{}
+		if p.joined == ':' && !bytes.HasSuffix(bytes.TrimRight(s.sql[:w.from], " \t\r\n\f\v\""), []byte("::")) {
+			p.first = '['
 		}
 	}
-	s.name, s.joined = w, 0
-	s.quoted, s.lastQuote = s.lastQuote, false
+	p.name, p.joined = w, 0
+	p.quoted, p.lastQuote = p.lastQuote, false
 	t := s.text(w)
-	if s.verb {
+	if s.verb || s.inBody {
 		s.verb = false
 		s.statement(t, w.to)
-	} else if s.inBody && is(t, "begin", "then", "else", "loop", "declare") {
-		s.verb = true
 	}
 	switch t[0] | 0x20 {
 	case 'e':
@@ -176,7 +220,7 @@ func (s *scan) word(w span) {
 			s.out.Effect |= Body | Opaque
 		}
 	case 'h':
-		if is(t, "hold") && is(s.text(s.before), "with") {
+		if is(t, "hold") && is(s.text(p.before), "with") {
 			s.out.Effect |= HeldCursor
 		}
 	case 'o':
@@ -184,24 +228,33 @@ func (s *scan) word(w span) {
 			s.out.Effect |= Opaque
 		}
 	case 'p':
-		if is(t, "pg_temp") {
+		switch {
+		case is(t, "pg_temp"):
 			s.out.Effect |= TempTable
+		case is(t, "pg_settings"):
+			s.settings = true
 		}
 	case 't':
-		if is(t, "temp", "temporary") && is(s.text(s.before), "create", "replace", "local", "global", "into") {
+		if is(t, "temp", "temporary") && is(s.text(p.before), "create", "replace", "local", "global", "into") {
 			s.out.Effect |= TempTable
+		}
+	case 'u':
+		if is(t, "update") {
+			s.updates = true
 		}
 	}
 }
 
 // call: a parenthesis follows the latest word.
-func (s *scan) call(at int) {
-	if s.first == ')' || s.first == ':' || is(s.text(s.before), "into", "table", "as", "with", "recursive", "exists", "references", "copy") {
+func (s *scan) call(i int) {
+	p := &s.at
+	if p.first == ':' || is(s.text(p.before), "into", "table", "as", "with", "recursive", "exists", "references", "copy") {
 		return
 	}
 	var buf [64]byte
-	name := s.text(s.name)
-	if len(name) > len(buf) || s.first == '$' { // a name with $ in it is more than the word
+	name := s.text(p.name)
+	whole := !p.lastQuote || p.name.from > 0 && s.sql[p.name.from-1] == '"' && s.sql[p.name.to] == '"'
+	if len(name) > len(buf) || p.first == '$' || !whole { // a name that is more than the word
 		s.out.Effect |= Opaque
 		return
 	}
@@ -212,8 +265,8 @@ func (s *scan) call(at int) {
 		}
 		lower[i] = b
 	}
-	if s.schema != (span{}) && !is(s.text(s.schema), "pg_catalog") {
-		effect, known := s.r.functions[strings.ToLower(string(s.text(s.schema)))+"."+string(lower)]
+	if p.schema != (span{}) && !is(s.text(p.schema), "pg_catalog") {
+		effect, known := s.r.functions[folded(s.text(p.schema))+"."+string(lower)]
 		if !known {
 			effect = Opaque
 		}
@@ -222,46 +275,55 @@ func (s *scan) call(at int) {
 	}
 	effect, known := s.r.functions[string(lower)]
 	switch {
-	case !known, s.quoted && effect == 0 && strings.Contains(notFunctions, string(lower)):
+	case !known, p.quoted && effect == 0 && strings.Contains(notFunctions, string(lower)):
 		s.out.Effect |= Opaque
 	case effect == SetsParameters:
-		s.setConfig(at + 1)
+		s.setConfig(i + 1)
 	default:
 		s.out.Effect |= effect
 	}
 }
 
-// hiddenCall: a comment stands before a parenthesis, and what stands before that is not known.
-func (s *scan) hiddenCall() {
-	s.out.Effect |= Opaque
-	if !s.hidden && bytes.Contains(bytes.ToLower(s.sql), []byte("set_config")) {
-		s.out.Effect |= SetsUnknown
-	}
-	s.hidden = true
-}
-
-// setConfig reads the first argument of set_config.
-func (s *scan) setConfig(at int) {
-	rest := bytes.TrimLeft(s.sql[at:], " \t\r\n\f\v")
+// setConfig reads the arguments of set_config: the first one if it is a literal, and the last one if it is true.
+func (s *scan) setConfig(i int) {
+	rest := s.sql[i:min(len(s.sql), i+maxArguments)]
+	name, local := "", false
+	rest = bytes.TrimLeft(rest, " \t\r\n\f\v")
 	if len(rest) > 0 && rest[0] == '\'' {
-		if end := bytes.IndexByte(rest[1:min(len(rest), maxParameterName)], '\''); end > 0 {
-			name := strings.ToLower(string(rest[1 : 1+end]))
+		if end := bytes.IndexByte(rest[1:], '\''); end > 0 {
 			after := bytes.TrimLeft(rest[2+end:], " \t\r\n\f\v")
-			if len(after) > 0 && after[0] == ',' && !strings.Contains(name, `\`) {
-				s.sets(Parameter{Name: name})
-				return
+			if len(after) > 0 && after[0] == ',' && !bytes.Contains(rest[:1+end], []byte(`\`)) {
+				name, rest = folded(rest[1:1+end]), after
 			}
 		}
 	}
-	s.out.Effect |= SetsUnknown
+	// Nothing but names, numbers and literals without parentheses, so that this one ends the call.
+	if end := bytes.IndexByte(rest, ')'); end > 0 && !bytes.ContainsAny(rest[:end], "(\\") && bytes.Count(rest[:end], []byte("'"))%2 == 0 {
+		args := bytes.Split(rest[:end], []byte(","))
+		local = len(args) > 1 && is(bytes.TrimSpace(args[len(args)-1]), "true")
+	}
+	switch {
+	case name != "":
+		s.sets(Parameter{Name: name, Local: local})
+	case local:
+		s.out.Effect |= Opaque // over with the transaction, whatever it is
+	default:
+		s.out.Effect |= SetsUnknown
+	}
 }
 
+// maxArguments is how much of the arguments of set_config is looked at, in bytes.
+const maxArguments = 1024
+
+// maxParameters is how many parameters of a text, or of a transaction, are followed by name.
+const maxParameters = 64
+
 func (s *scan) sets(p Parameter) {
-	if p.Name == "" || len(p.Name) > maxParameterName {
+	switch {
+	case p.Name == "" || len(p.Name) > maxParameterName || len(s.out.Parameters) >= maxParameters:
 		s.out.Effect |= SetsUnknown
 		return
-	}
-	if p.Local && !Custom(p.Name) {
+	case p.Local && !Custom(p.Name), unfollowed(p.Name):
 		return
 	}
 	s.out.Effect |= SetsParameters
@@ -270,11 +332,16 @@ func (s *scan) sets(p Parameter) {
 	}
 }
 
+// unfollowed parameters are the transaction's, or cannot be set to what they say they are.
+func unfollowed(name string) bool {
+	return name == "seed" || name == "transaction_isolation" || name == "transaction_read_only" || name == "transaction_deferrable"
+}
+
 // maxParameterName is the longest name of a parameter that is followed, in bytes.
 const maxParameterName = 256
 
-// maxSkipped is how much space and comment may stand between the words of a SET, in bytes.
-const maxSkipped = 4096
+// maxSkipped is how much space and comment may stand between the words of the SETs of a text, in bytes.
+const maxSkipped = 8192
 
 // statement handles the word that may begin a statement.
 func (s *scan) statement(verb []byte, end int) {
@@ -291,13 +358,11 @@ func (s *scan) statement(verb []byte, end int) {
 		case is(verb, "do"):
 			s.out.Effect |= Body | Opaque
 			s.inBody = true
-		case is(verb, "declare"):
-			s.verb = s.inBody
 		case is(verb, "drop"), is(verb, "deallocate"):
 			s.out.Effect |= Frees
 		case is(verb, "discard"):
 			s.out.Effect |= Frees
-			if what, _, _ := identifier(s.sql, end); what == "all" {
+			if what, _, _ := s.identifier(end); what == "all" {
 				s.out.Effect |= ResetsAll
 			}
 		}
@@ -310,7 +375,8 @@ func (s *scan) statement(verb []byte, end int) {
 		}
 	case 'p':
 		if is(verb, "prepare") {
-			if what, _, _ := identifier(s.sql, end); what != "transaction" {
+			what, quoted, next := s.identifier(end)
+			if rest := bytes.TrimLeft(s.sql[next:], " \t\r\n\f\v"); what != "transaction" || quoted || len(rest) == 0 || rest[0] != '\'' {
 				s.out.Effect |= SQLPrepared
 			}
 		}
@@ -326,20 +392,16 @@ func (s *scan) statement(verb []byte, end int) {
 		if is(verb, "unlisten") {
 			s.out.Effect |= Frees
 		}
-	case 'b', 't', 'e':
-		if s.inBody && is(verb, "begin", "then", "else") {
-			s.verb = true
-		}
 	}
 }
 
 // set reads what follows SET.
 func (s *scan) set(at int) {
-	name, quoted, end := identifier(s.sql, at)
+	name, quoted, end := s.identifier(at)
 	local := false
 	if !quoted && (name == "local" || name == "session") {
 		// SESSION is also the first word of two forms of its own.
-		next, q, e := identifier(s.sql, end)
+		next, q, e := s.identifier(end)
 		switch {
 		case name == "session" && !q && next == "authorization":
 			s.out.Effect |= Authorization
@@ -359,7 +421,7 @@ func (s *scan) set(at int) {
 		case "transaction", "constraints":
 			return
 		case "session":
-			if next, _, _ := identifier(s.sql, end); next == "authorization" {
+			if next, _, _ := s.identifier(end); next == "authorization" {
 				if !local {
 					s.out.Effect |= Authorization
 				}
@@ -384,7 +446,7 @@ func (s *scan) set(at int) {
 
 // reset reads what follows RESET.
 func (s *scan) reset(at int) {
-	name, quoted, end := identifier(s.sql, at)
+	name, quoted, end := s.identifier(at)
 	if !quoted {
 		switch name {
 		case "all":
@@ -393,7 +455,7 @@ func (s *scan) reset(at int) {
 		case "time":
 			name = "timezone"
 		case "session":
-			if next, _, _ := identifier(s.sql, end); next == "authorization" {
+			if next, _, _ := s.identifier(end); next == "authorization" {
 				s.out.Effect |= Authorization
 				return
 			}
@@ -406,57 +468,69 @@ func (s *scan) reset(at int) {
 	s.sets(Parameter{Name: name, Reset: true})
 }
 
-// identifier reads a name with its dots behind at, in lower case: a parameter's is the same in any. Comments may stand
-// before it. It is empty if there is none.
-func identifier(sql []byte, at int) (name string, quoted bool, end int) {
-	i := skipSpace(sql, at)
+// folded is a name in lower case, as PostgreSQL folds it where it compares names of parameters: ASCII alone.
+func folded(name []byte) string {
+	b := bytes.Clone(name)
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c | 0x20
+		}
+	}
+	return string(b)
+}
+
+// identifier reads a name with its dots at i, folded. Comments may stand before it. It is empty if there is none, or if it
+// is too far away.
+func (s *scan) identifier(i int) (name string, quoted bool, end int) {
 	var b strings.Builder
-	for {
+	for i = s.skip(i); ; {
 		switch {
-		case i < len(sql) && sql[i] == '"':
+		case i < len(s.sql) && s.sql[i] == '"':
 			quoted = true
-			j := bytes.IndexByte(sql[i+1:min(len(sql), i+maxParameterName)], '"')
+			j := bytes.IndexByte(s.sql[i+1:min(len(s.sql), i+maxParameterName)], '"')
 			if j < 0 {
-				return "", true, len(sql)
+				return "", true, len(s.sql)
 			}
-			b.Write(bytes.ToLower(sql[i+1 : i+1+j]))
+			b.WriteString(folded(s.sql[i+1 : i+1+j]))
 			i += j + 2
-		case i < len(sql) && byteKinds[sql[i]]&beginsWord != 0:
+		case i < len(s.sql) && byteKinds[s.sql[i]]&beginsWord != 0:
 			j := i
-			for j < len(sql) && byteKinds[sql[j]]&inWord != 0 {
+			for j < len(s.sql) && (byteKinds[s.sql[j]]&inWord != 0 || s.sql[j] == '$') && j-i <= maxParameterName {
 				j++
 			}
-			b.Write(bytes.ToLower(sql[i:j]))
+			b.WriteString(folded(s.sql[i:j]))
 			i = j
 		default:
 			return "", quoted, i
 		}
-		if next := skipSpace(sql, i); next < len(sql) && sql[next] == '.' {
+		if next := s.skip(i); next < len(s.sql) && s.sql[next] == '.' {
 			b.WriteByte('.')
-			i = skipSpace(sql, next+1)
+			i = s.skip(next + 1)
 			continue
 		}
 		return b.String(), quoted, i
 	}
 }
 
-// skipSpace skips space and comments, not endlessly: many statements may have the same comment behind them.
-func skipSpace(sql []byte, i int) int {
-	sql = sql[:min(len(sql), i+maxSkipped)]
-	for i < len(sql) {
-		switch rest := sql[i:]; {
-		case byteKinds[sql[i]]&isSpace != 0:
+// skip skips space and comments. When it has skipped too much it ends at the end of the text, where no name is.
+func (s *scan) skip(i int) int {
+	from := i
+	for i < len(s.sql) {
+		if s.budget < 0 {
+			s.out.Effect |= SetsUnknown
+			return len(s.sql)
+		}
+		switch rest := s.sql[i:]; {
+		case byteKinds[s.sql[i]]&isSpace != 0:
 			i++
 		case bytes.HasPrefix(rest, []byte("--")):
-			n := bytes.IndexAny(rest, "\r\n")
-			if n < 0 {
-				return len(sql)
+			for i < len(s.sql) && s.sql[i] != '\n' && s.sql[i] != '\r' && i-from <= maxSkipped {
+				i++
 			}
-			i += n
 		case bytes.HasPrefix(rest, []byte("/*")):
 			depth := 1
-			for i += 2; i < len(sql) && depth > 0; {
-				switch rest := sql[i:]; {
+			for i += 2; i < len(s.sql) && depth > 0 && i-from <= maxSkipped; {
+				switch rest := s.sql[i:]; {
 				case bytes.HasPrefix(rest, []byte("*/")):
 					depth--
 					i += 2
@@ -468,9 +542,14 @@ func skipSpace(sql []byte, i int) int {
 				}
 			}
 		default:
+			s.budget -= i - from
 			return i
 		}
+		if i-from > maxSkipped {
+			s.budget = -1
+		}
 	}
+	s.budget -= i - from
 	return i
 }
 
