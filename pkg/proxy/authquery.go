@@ -39,6 +39,7 @@ type lookup struct {
 	waiting int       // of them
 	// sent: what the query sees may be older than a login that comes now, which waits for the next one.
 	sent    bool
+	asked   uint64
 	next    *lookup
 	retried bool
 	limit   eventloop.Timer
@@ -97,7 +98,8 @@ func (l *lookup) linked(b *pool.Backend) {
 		return // it has left meanwhile
 	}
 	s := b.Ref.(*server)
-	l.server, l.sent = s, true
+	l.p.asks++
+	l.server, l.sent, l.asked = s, true, l.p.asks
 	l.answer = answer{}
 	s.lookup, s.failed = l, nil
 	s.task = taskLookup
@@ -139,6 +141,7 @@ func (s *server) unknownNow() (names []string) {
 // judge says what the answer means, and tells the operator what to repair.
 func (l *lookup) judge(failed *pgwire.ErrorFields) finding {
 	f := l.answer.finding(l.key.user, failed)
+	f.asked = l.asked
 	switch {
 	case f.repair != "":
 		l.p.log.Error("auth_query failed", "database", l.key.pool.Database, "auth_user", l.key.pool.User, "error", f.repair)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/pgberth/pgberth/pkg/pgtest"
 	"github.com/pgberth/pgberth/pkg/pool"
+	"github.com/pgberth/pgberth/pkg/scram"
 )
 
 // defaultQuery is PgBouncer's.
@@ -683,4 +684,29 @@ func TestAuthQueryWaitsForAConnectionLikeEverybody(t *testing.T) {
 	_ = holder.Close(context.Background())
 	p.await("nobody is left", func(s Snapshot) bool { return s.Clients == 0 })
 	p.letIn(t, "waiter", "right")
+}
+
+func TestAProofThatComesLateDoesNotReplaceANewerSecret(t *testing.T) {
+	t.Parallel()
+	s := lookupServer(t, pgtest.SCRAM)
+	query(t, s, "drop role if exists tardy; create role tardy login password 'right'")
+	p := startProxy(t, lookupSettings(s, ScramSHA256, lookupQuery, nil))
+	late := p.raw(t).send(hello("user", "tardy", "database", "app"))
+	late.until('R')
+	query(t, s, "alter role tardy password 'newer'")
+	p.letIn(t, "tardy", "newer")
+
+	c := scram.NewClient("right", []byte("eighteen bytes long"))
+	first := c.First()
+	late.send(packet('p', scram.Mechanism+"\x00\x00\x00\x00"+string(rune(len(first)))+string(first)))
+	final, err := c.Challenge(late.until('R').body[4:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	late.send(packet('p', string(final))).until('Z')
+	query(t, s, "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'tardy'")
+	p.await("the server connection is gone", func(s Snapshot) bool { return statsOf(s, "tardy").Idle == 0 })
+	if got := late.ask("select current_user"); got != "tardy" {
+		t.Errorf("got %q", got)
+	}
 }
