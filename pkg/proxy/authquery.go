@@ -16,9 +16,9 @@ type Lookup struct {
 }
 
 // freshSession takes back what clients of the same pool may have left behind on a server connection: what a name in
-// auth_query means must not depend on them. Everything is as it is right after a login, so that functions in schemas of
-// auth_user's own search_path are still found. (PgBouncer refuses to run a query on a connection that has another
-// search_path than a fresh one; it has to be asked first there.) Temporary objects come before all others.
+// auth_query means must not depend on them. Everything is as it is right after a login. A search_path of pg_catalog alone
+// would be stricter, but functions that are found by auth_user's own search_path are a usual set-up. Temporary tables have
+// to go because they come before all others.
 const freshSession = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP"
 
 // lookupKey: logins that ask the same share an answer.
