@@ -21,6 +21,7 @@ type finding struct {
 	found  bool // there is a secret
 	exists bool // there is a user
 	secret string
+	asked  uint64 // see login
 	reason string // why there is none, for the log
 	repair string // what is wrong with auth_query itself, for the log
 	// code and refusal are for the client, when it is nobody's fault who logs in.

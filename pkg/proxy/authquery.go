@@ -16,9 +16,9 @@ type Lookup struct {
 }
 
 // freshSession takes back what clients of the same pool may have left behind on a server connection: what a name in
-// auth_query means must not depend on them. Everything is as it is right after a login, so that functions in schemas of
-// auth_user's own search_path are still found. (PgBouncer refuses to run a query on a connection that has another
-// search_path than a fresh one; it has to be asked first there.) Temporary objects come before all others.
+// auth_query means must not depend on them. Everything is as it is right after a login. A search_path of pg_catalog alone
+// would be stricter, but functions that are found by auth_user's own search_path are a usual set-up. Temporary tables have
+// to go because they come before all others.
 const freshSession = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DISCARD TEMP"
 
 // lookupKey: logins that ask the same share an answer.
@@ -39,6 +39,7 @@ type lookup struct {
 	waiting int       // of them
 	// sent: what the query sees may be older than a login that comes now, which waits for the next one.
 	sent    bool
+	asked   uint64
 	next    *lookup
 	retried bool
 	limit   eventloop.Timer
@@ -97,7 +98,8 @@ func (l *lookup) linked(b *pool.Backend) {
 		return // it has left meanwhile
 	}
 	s := b.Ref.(*server)
-	l.server, l.sent = s, true
+	l.p.asks++
+	l.server, l.sent, l.asked = s, true, l.p.asks
 	l.answer = answer{}
 	s.lookup, s.failed = l, nil
 	s.task = taskLookup
@@ -129,6 +131,7 @@ func (s *server) lookedUp() {
 // judge says what the answer means, and tells the operator what to repair.
 func (l *lookup) judge(failed *pgwire.ErrorFields) finding {
 	f := l.answer.finding(l.key.user, failed)
+	f.asked = l.asked
 	switch {
 	case f.repair != "":
 		l.p.log.Error("auth_query failed", "database", l.key.pool.Database, "auth_user", l.key.pool.User, "error", f.repair)

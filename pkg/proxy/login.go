@@ -64,6 +64,7 @@ type login struct {
 	stored         string
 	listed, exists bool
 	dynamic        bool   // found by auth_query
+	asked          uint64 // orders the times at which secrets are looked at
 	reason         string // why nothing can prove it
 	lookup         *lookup
 	salt           [4]byte     // of the md5 challenge

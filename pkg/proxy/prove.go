@@ -12,6 +12,8 @@ func (c *client) loginSecret() error {
 	l, set := c.login, c.p.set
 	l.stored, l.listed = set.Users[l.startup.User]
 	l.exists = l.listed || set.Users == nil
+	c.p.asks++
+	l.asked = c.p.asks
 	switch {
 	case !l.listed:
 		l.reason = "no such user"
@@ -40,7 +42,7 @@ func (c *client) found(f finding) {
 		return
 	}
 	l.stored, l.listed, l.exists, l.reason = f.secret, f.found, f.exists, f.reason
-	l.dynamic = f.found
+	l.dynamic, l.asked = f.found, f.asked
 	if err := c.loginChallenge(); err != nil {
 		c.loginRefused("08P01", err.Error())
 		return
@@ -117,7 +119,8 @@ func (l *login) why(otherwise string) string {
 }
 
 // keep has the pool log in at its server with what this client has proved, where nothing else is configured: the secret
-// of auth_query, or the keys that fit the stored verifier, if it is the server's own.
+// of auth_query, or the keys that fit the stored verifier, if it is the server's own. What was stored last counts, not
+// what was proved last.
 func (pl *pooled) keep(l *login) {
 	if l.startup.User != pl.route.User {
 		return // forced: what proves this client does not prove that user
@@ -131,6 +134,10 @@ func (pl *pooled) keep(l *login) {
 	default:
 		return
 	}
+	if l.asked < pl.learnedOf {
+		return
+	}
+	pl.learnedOf = l.asked
 	if !learned.same(pl.learned) {
 		pl.learned = learned
 		pl.refusal = nil

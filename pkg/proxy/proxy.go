@@ -48,6 +48,7 @@ type Proxy struct {
 	offload offload
 	mock    []byte // secret of the verifiers shown for unknown users
 	census  census
+	asks    uint64                // times a secret was looked at, for login.asked
 	lookups map[lookupKey]*lookup // runs of auth_query, the latest of each that may be joined
 
 	listeners []*listener
@@ -92,6 +93,7 @@ type pooled struct {
 	others      map[Timeouts]*Timeouts // of clients that have others than route's
 	statements  session.Statements
 	learned     secret // for the server, of the clients' logins
+	learnedOf   uint64 // its login.asked
 	// refusal is the server's last word to a login that failed for good.
 	refusal *LoginError
 	counts  PoolCounters
