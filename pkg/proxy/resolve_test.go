@@ -313,13 +313,13 @@ type nameServer struct {
 	asked []string
 }
 
-func startNameServer(t *testing.T) *nameServer {
+func startNameServer(t *testing.T, addrs ...netip.Addr) *nameServer {
 	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &nameServer{conn: conn}
+	s := &nameServer{conn: conn, addrs: addrs}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -379,8 +379,7 @@ func (s *nameServer) answer(q []byte) []byte {
 
 func TestARealNameServerIsAsked(t *testing.T) {
 	one, two := twoAddresses(t)
-	s := startNameServer(t)
-	s.addrs = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")}
+	s := startNameServer(t, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2"))
 	set := byName(&book{}, one.Port(), func(s *Settings, _ *Route) { s.DNS.MaxTTL = 0 })
 	down := closedPort(t)
 	set.DNS.Lookup = lookupAt([]string{net.JoinHostPort("127.0.0.1", strconv.Itoa(down)), s.conn.LocalAddr().String()})
