@@ -405,6 +405,27 @@ func TestARealNameServerIsAsked(t *testing.T) {
 	}
 }
 
+func TestAnAnswerSaysNothingAboutAFamilyItLacks(t *testing.T) {
+	four, six := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")
+	for _, c := range []struct {
+		answer []netip.Addr
+		ip     netip.Addr
+		want   bool
+	}{
+		{[]netip.Addr{four, six}, four, false},
+		{[]netip.Addr{four, six}, netip.MustParseAddr("10.0.0.2"), true},
+		{[]netip.Addr{four, six}, netip.MustParseAddr("fd00::2"), true},
+		{[]netip.Addr{six}, four, false},
+		{[]netip.Addr{four}, six, false},
+		{nil, four, false},
+		{[]netip.Addr{four}, netip.Addr{}, false},
+	} {
+		if got := lost(c.answer, c.ip); got != c.want {
+			t.Errorf("%v of %v: got %v", c.ip, c.answer, got)
+		}
+	}
+}
+
 func TestNameServersComeFromAFile(t *testing.T) {
 	for text, want := range map[string]string{
 		"nameserver 10.0.0.1\n# nameserver x\nsearch a b\nnameserver fe80::1%eth0 # two\noptions ndots:5\n": "",
