@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -224,7 +223,7 @@ func (p *Proxy) connect(pl *pooled, spec dialSpec, then func(*dialed, error)) {
 // moveOn closes the connections to addresses that their host's name no longer stands for, as soon as nobody uses them.
 func (p *Proxy) moveOn(host string, addrs []netip.Addr) {
 	for s := range p.servers {
-		if s.at.host == host && s.at.ip.IsValid() && !slices.Contains(addrs, s.at.ip) && !s.closing && !s.closed {
+		if s.at.host == host && lost(addrs, s.at.ip) && !s.closing && !s.closed {
 			p.pools.Dismiss(p.now(), s.pb, pool.AddressGone)
 		}
 	}

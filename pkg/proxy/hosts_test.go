@@ -120,6 +120,29 @@ func TestARefusalForGoodEndsTheAttempt(t *testing.T) {
 	}
 }
 
+func TestAddressesAreWrittenAsTheyAreDialed(t *testing.T) {
+	for host, want := range map[string]string{
+		"10.0.0.1":    "tcp 10.0.0.1:5432",
+		"::1":         "tcp [::1]:5432",
+		"fe80::1%lo":  "tcp [fe80::1%lo]:5432",
+		"/run/pg":     "unix /run/pg/.s.PGSQL.5432",
+		"db.internal": "tcp db.internal:5432",
+	} {
+		ip, isName := literal(host)
+		network, addr := candidate{host: host, port: 5432, ip: ip}.address()
+		if got := network + " " + addr; got != want || isName != (host == "db.internal") {
+			t.Errorf("%s: got %s, a name: %v", host, got, isName)
+		}
+	}
+	r := Route{Hosts: []string{"a", "::1"}, Port: 1}
+	if got := r.server(); got != "a,::1:1" {
+		t.Errorf("got %s", got)
+	}
+	if r.Ports = []int{2, 3}; r.server() != "a:2,::1:3" {
+		t.Errorf("got %s", r.server())
+	}
+}
+
 // blackHole is a port whose connection attempts are never answered: the queue of its listener is full.
 func blackHole(t *testing.T) int {
 	t.Helper()

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/pgberth/pgberth/pkg/eventloop"
@@ -176,7 +175,14 @@ func (p *Proxy) found(n *name, addrs []netip.Addr, err error) {
 // stale says whether a connection was opened to an address that its host's name no longer stands for.
 func (p *Proxy) stale(c candidate) bool {
 	n := p.names[c.host]
-	return n != nil && n.err == nil && len(n.addrs) > 0 && c.ip.IsValid() && !slices.Contains(n.addrs, c.ip)
+	return n != nil && n.err == nil && lost(n.addrs, c.ip)
+}
+
+// lost says whether an address is missing from an answer. IPv4 and IPv6 are asked for apart, and a failure of one leaves
+// an answer of the other alone: it says nothing about the family it does not have.
+func lost(answer []netip.Addr, ip netip.Addr) bool {
+	family := func(a netip.Addr) bool { return a.Is4() == ip.Is4() }
+	return ip.IsValid() && slices.ContainsFunc(answer, family) && !slices.Contains(answer, ip)
 }
 
 // checkNames looks up the names of all connected servers, and does so again in every period.
@@ -253,11 +259,25 @@ func ResolveBy(resolvConf []byte) (Resolve, error) {
 	return lookupAt(servers), nil
 }
 
+// lookupAt asks the servers in order until one of them answers, be it that there is no such name.
 func lookupAt(servers []string) Resolve {
-	var turn atomic.Uint32 // the resolver asks again after a failure: then the next one is asked
-	var d net.Dialer
-	r := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return d.DialContext(ctx, network, servers[int(turn.Add(1)-1)%len(servers)])
-	}}
-	return func(ctx context.Context, host string) ([]netip.Addr, error) { return r.LookupNetIP(ctx, "ip", host) }
+	var each []*net.Resolver
+	for _, server := range servers {
+		var d net.Dialer
+		each = append(each, &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, network, server)
+		}})
+	}
+	return func(ctx context.Context, host string) (addrs []netip.Addr, err error) {
+		for _, r := range each {
+			one, stop := context.WithTimeout(ctx, lookupTimeout/time.Duration(len(each)))
+			addrs, err = r.LookupNetIP(one, "ip", host)
+			stop()
+			var de *net.DNSError
+			if err == nil || errors.As(err, &de) && de.IsNotFound || ctx.Err() != nil {
+				break
+			}
+		}
+		return addrs, err
+	}
 }

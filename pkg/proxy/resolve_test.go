@@ -313,13 +313,13 @@ type nameServer struct {
 	asked []string
 }
 
-func startNameServer(t *testing.T) *nameServer {
+func startNameServer(t *testing.T, addrs ...netip.Addr) *nameServer {
 	t.Helper()
 	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &nameServer{conn: conn}
+	s := &nameServer{conn: conn, addrs: addrs}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -379,8 +379,7 @@ func (s *nameServer) answer(q []byte) []byte {
 
 func TestARealNameServerIsAsked(t *testing.T) {
 	one, two := twoAddresses(t)
-	s := startNameServer(t)
-	s.addrs = []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")}
+	s := startNameServer(t, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2"))
 	set := byName(&book{}, one.Port(), func(s *Settings, _ *Route) { s.DNS.MaxTTL = 0 })
 	down := closedPort(t)
 	set.DNS.Resolve = lookupAt([]string{net.JoinHostPort("127.0.0.1", strconv.Itoa(down)), s.conn.LocalAddr().String()})
@@ -403,6 +402,27 @@ func TestARealNameServerIsAsked(t *testing.T) {
 	p.holding(2)
 	if one.Accepted() != 1 {
 		t.Errorf("%d connections to an address that the name has lost, want 1", one.Accepted())
+	}
+}
+
+func TestAnAnswerSaysNothingAboutAFamilyItLacks(t *testing.T) {
+	four, six := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")
+	for _, c := range []struct {
+		answer []netip.Addr
+		ip     netip.Addr
+		want   bool
+	}{
+		{[]netip.Addr{four, six}, four, false},
+		{[]netip.Addr{four, six}, netip.MustParseAddr("10.0.0.2"), true},
+		{[]netip.Addr{four, six}, netip.MustParseAddr("fd00::2"), true},
+		{[]netip.Addr{six}, four, false},
+		{[]netip.Addr{four}, six, false},
+		{nil, four, false},
+		{[]netip.Addr{four}, netip.Addr{}, false},
+	} {
+		if got := lost(c.answer, c.ip); got != c.want {
+			t.Errorf("%v of %v: got %v", c.ip, c.answer, got)
+		}
 	}
 }
 

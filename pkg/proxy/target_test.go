@@ -189,6 +189,46 @@ func TestOneReportConcernsAllConnectionsToTheServer(t *testing.T) {
 	}
 }
 
+func TestAServerThatTurnsReadOnlyIsLeft(t *testing.T) {
+	for target, again := range map[TargetSession]int{ReadWrite: 2, Primary: 1} {
+		t.Run(target.wants(), func(t *testing.T) {
+			answered := make(chan struct{})
+			p, f := pooledFake(t, func(c *pgtest.FakeConn) {
+				reporting(c, "off", "off")
+				for {
+					switch sql := c.Query(); sql {
+					case "set": // a client's own setting
+						c.ParameterStatus("default_transaction_read_only", "on")
+						c.Answer(sql)
+					case "reload":
+						c.Answer(sql)
+						<-answered // else it is taken for the client's
+						c.ParameterStatus("default_transaction_read_only", "on")
+					default:
+						c.Answer(sql)
+					}
+				}
+			}, func(_ *Settings, r *Route) { r.Target = target })
+			c := p.call()
+			c.must("set")
+			c.must("select 7")
+			if n := f.Accepted(); n != 1 {
+				t.Fatalf("%d connections after a client's own setting, want 1", n)
+			}
+			c.must("reload")
+			p.await("idle", func(s Snapshot) bool { return s.Pools[0].Stats.Idle == 1 })
+			close(answered)
+			if again == 2 {
+				f.AwaitOpen(t, 0)
+			}
+			c.must("select 7")
+			if n := f.Accepted(); n != again {
+				t.Errorf("%d connections, want %d", n, again)
+			}
+		})
+	}
+}
+
 func TestAReadOnlyErrorEndsTheUseOfItsConnection(t *testing.T) {
 	for target, again := range map[TargetSession]int{ReadWrite: 2, Primary: 2, AnySession: 1} {
 		t.Run(target.wants(), func(t *testing.T) {
