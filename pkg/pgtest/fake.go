@@ -1,6 +1,7 @@
 package pgtest
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -282,6 +283,21 @@ func (c *FakeConn) Startup() map[string]string {
 			panic(gone{})
 		}
 	}
+}
+
+// Encrypt answers a request for TLS with yes; what follows is inside it. It ends serve when the handshake fails.
+func (c *FakeConn) Encrypt(config *tls.Config) {
+	m, err := c.Backend.ReceiveStartupMessage()
+	if _, ok := m.(*pgproto3.SSLRequest); err != nil || !ok {
+		panic(gone{})
+	}
+	c.Raw([]byte{'S'})
+	conn := tls.Server(c.conn, config)
+	if err := conn.Handshake(); err != nil {
+		panic(gone{})
+	}
+	c.conn = conn
+	c.Backend = pgproto3.NewBackend(conn, conn)
 }
 
 // AuthOK is the end of a successful authentication.

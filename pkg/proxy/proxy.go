@@ -3,7 +3,7 @@
 //
 // Dialing a server, its login and cancel requests run as ordinary blocking goroutines that hand their result to the
 // loop. A client's login runs in the loop: it is a handful of small messages, and thousands at once must not cost a
-// goroutine and its stack each; only deriving a key from a password is done outside.
+// goroutine and its stack each; only deriving a key from a password and the steps of a TLS handshake are done outside.
 //
 // It refuses to know where its settings come from, that Kubernetes exists, or why its capacity changes; it never decodes
 // rows, of SQL it reads DEALLOCATE and DISCARD ALL and nothing else, and it never exits the process.
@@ -46,7 +46,8 @@ type Proxy struct {
 	creds   map[credentialKey]*credential
 	derived map[string]derivedVerifier // of plain secrets in the user list, by user
 	offload offload
-	mock    []byte // secret of the verifiers shown for unknown users
+	shakes  handshakes // of TLS with clients
+	mock    []byte     // secret of the verifiers shown for unknown users
 
 	listeners []*listener
 	clients   []*client
@@ -151,6 +152,7 @@ func (p *Proxy) Run() error {
 	err := p.loop.Run()
 	p.cancel()
 	p.workers.Wait()
+	p.endHandshakes()
 	for _, l := range p.listeners {
 		l.close()
 	}
@@ -238,6 +240,7 @@ func (p *Proxy) Reload(set *Settings) {
 
 func (p *Proxy) reload(set *Settings) {
 	set.Listeners = p.set.Listeners
+	secured := !set.ServerTLS.same(p.set.ServerTLS)
 	p.set = set
 	for _, l := range p.listeners {
 		if l.unix == "" && l.conn.Open() {
@@ -265,7 +268,7 @@ func (p *Proxy) reload(set *Settings) {
 		p.timed(route.Timeouts.shortest())
 		p.setLimits(&route)
 		p.pools.Reconfigure(now, bp, route.Pool)
-		if old.Pool.Server != route.Pool.Server || old.DBName != route.DBName || old.Password != route.Password || !maps.Equal(old.Startup, route.Startup) {
+		if secured || old.Pool.Server != route.Pool.Server || old.DBName != route.DBName || old.Password != route.Password || !maps.Equal(old.Startup, route.Startup) {
 			pl.haveWelcome = false
 			pl.refusal = nil
 			p.pools.Recycle(now, bp)
@@ -437,6 +440,7 @@ func (p *Proxy) dialFor(b *pool.Backend, pl *pooled, sec secret, then func(*dial
 	spec := dialSpec{
 		host: r.Hosts[pl.dials%len(r.Hosts)], port: r.Port, database: r.DBName, user: r.User,
 		secret: sec, startup: r.Startup, timeout: p.set.ServerConnectTimeout, keepAlive: p.set.KeepAlive,
+		tls: p.set.ServerTLS,
 	}
 	p.counters.Dials++
 	p.work(func() {

@@ -20,7 +20,7 @@ const maxReported = 1 << 10
 
 // server is one server connection, a backend. It is linked to at most one client.
 type server struct {
-	conn   eventloop.Conn
+	conn   wire
 	pb     *pool.Backend
 	p      *Proxy
 	pooled *pooled
@@ -53,6 +53,7 @@ type server struct {
 	secret  []byte
 	network string
 	remote  string // address as dialed, for cancel requests
+	secure  cancelTLS
 	id      uint64
 }
 
@@ -70,8 +71,12 @@ func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 		}
 	}
 	s.reports = s.params
-	if err := p.loop.Add(&s.conn, d.fd, s); err != nil {
+	if err := p.loop.Add(&s.conn.Conn, d.fd, s); err != nil {
 		return nil, err
+	}
+	if s.secure = d.secure; d.tls != nil {
+		d.tls.enter(&s.conn.Conn, &p.loop.Buffers)
+		s.conn.tls = d.tls
 	}
 	if len(d.rest) > 0 {
 		s.in = append(p.loop.Buffers.Lend(len(d.rest)), d.rest...)
@@ -104,7 +109,7 @@ func (s *server) pump() {
 			return
 		}
 		if turn == turnsPerCall {
-			s.p.loop.Again(&s.conn)
+			s.p.loop.Again(&s.conn.Conn)
 			return
 		}
 		buf := s.p.loop.Scratch()
@@ -319,7 +324,7 @@ func (s *server) progress() {
 	}
 	if c.stalled && !s.link.Unsure() && !s.link.UnsureUnnamed() {
 		c.stalled = false
-		s.p.loop.Again(&c.conn)
+		s.p.loop.Again(&c.conn.Conn)
 	}
 	if s.remain > 0 || len(s.in) > 0 {
 		return
@@ -365,7 +370,7 @@ func (s *server) write(b []byte) {
 	if err != nil && !errors.Is(err, eventloop.ErrWouldBlock) {
 		// The server may have said why before it went: reading tells.
 		s.readable = true
-		s.p.loop.Again(&s.conn)
+		s.p.loop.Again(&s.conn.Conn)
 		return
 	}
 	if n < len(b) {
@@ -479,7 +484,7 @@ func (s *server) close(reason string) {
 	}
 	s.conn.CloseWrite()
 	s.readable = true
-	s.p.loop.Again(&s.conn)
+	s.p.loop.Again(&s.conn.Conn)
 	s.p.loop.Set(&s.timer, s.p.loop.Now()+s.p.set.ServerCloseTimeout, func() {
 		s.finish()
 		s.p.settle()

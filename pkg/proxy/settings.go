@@ -74,6 +74,9 @@ type Settings struct {
 	ScramIterations int
 	PassthroughTTL  time.Duration
 
+	ClientTLS *ClientTLS // nil offers none
+	ServerTLS *ServerTLS // nil asks for none
+
 	// Route resolves a login; false when there is no such database. It must be pure and fast.
 	Route      func(database, user string) (Route, bool)
 	MaxClients int // 0 is unlimited
