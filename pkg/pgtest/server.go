@@ -82,14 +82,17 @@ var shared struct {
 	server *Server
 }
 
-// Shared is one server with default Options for all tests of a test binary. Who uses it may create what it likes, under
+// SharedOptions are those of Shared. A test binary that has others sets them in its TestMain.
+var SharedOptions Options
+
+// Shared is one server with SharedOptions for all tests of a test binary. Who uses it may create what it likes, under
 // names of its own, and must not stop it. It ends with the process.
 func Shared(tb testing.TB) *Server {
 	tb.Helper()
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.server == nil {
-		s, err := Launch(tb.Context(), Options{})
+		s, err := Launch(tb.Context(), SharedOptions)
 		if err != nil {
 			tb.Fatal(err)
 		}

@@ -101,11 +101,11 @@ func (a *authority) issueFor(key crypto.Signer, name string, edit func(*x509.Cer
 	}
 }
 
-// selfSigned has an authority of the same key sign, so that the certificate's signature is made by it.
+// by is the same authority with another key, which decides how it signs.
 func (a *authority) by(key crypto.Signer) *authority {
 	a.t.Helper()
 	template := *a.cert
-	template.SignatureAlgorithm = x509.UnknownSignatureAlgorithm
+	template.SignatureAlgorithm, template.PublicKey, template.SubjectKeyId = x509.UnknownSignatureAlgorithm, nil, nil
 	der, err := x509.CreateCertificate(rand.Reader, &template, &template, key.Public(), key)
 	if err != nil {
 		a.t.Fatal(err)

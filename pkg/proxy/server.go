@@ -76,6 +76,7 @@ func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 	}
 	if s.secure = d.secure; d.tls != nil {
 		d.tls.enter(&s.conn.Conn, &p.loop.Buffers)
+		d.tls.toEnd = true // a server says goodbye before its process ends, which its slot is free with
 		s.conn.tls = d.tls
 	}
 	if len(d.rest) > 0 {

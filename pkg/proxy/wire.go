@@ -3,6 +3,7 @@ package proxy
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"time"
 
@@ -79,6 +80,7 @@ type secured struct {
 	out     []byte // lent; ciphertext that waits for the socket, from outAt on
 	outAt   int
 	owed    int  // bytes of plaintext therein of which the caller has not been told yet that they are written
+	toEnd   bool // close_notify is not the end, but that of TCP
 	fed     bool // the read under way has got something
 	emptied bool // the last read of the socket was a short one
 }
@@ -101,6 +103,7 @@ var errUnsent = errors.New("the other side has TLS answer and does not read the 
 func (s *secured) enter(sock *eventloop.Conn, bufs *eventloop.Buffers) {
 	s.shake, s.blocking = nil, nil
 	s.sock, s.bufs = sock, bufs
+	s.slim(0)
 }
 
 func (s *secured) read(p []byte) (n int, err error) {
@@ -111,13 +114,29 @@ func (s *secured) read(p []byte) (n int, err error) {
 		n += m
 	}
 	s.fed = false
+	if err == io.EOF && s.toEnd { //nolint:errorlint // as crypto/tls says it
+		err = s.tcpEnd()
+	}
 	if err == errNothingYet { //nolint:errorlint // crypto/tls hands it on as it is, and this is the hot path
+		s.slim(maxSlack)
 		if n > 0 {
 			return n, nil
 		}
 		return 0, eventloop.ErrWouldBlock
 	}
 	return n, err
+}
+
+// tcpEnd reads and forgets what comes behind close_notify.
+func (s *secured) tcpEnd() error {
+	var b [256]byte
+	for {
+		if _, err := s.sock.Read(b[:]); errors.Is(err, eventloop.ErrWouldBlock) {
+			return errNothingYet
+		} else if err != nil {
+			return err
+		}
+	}
 }
 
 func (s *secured) write(p []byte) (n int, err error) {
