@@ -310,6 +310,13 @@ func (c *FakeConn) Encrypt(config *tls.Config) {
 	c.encrypt(config)
 }
 
+// CloseNotify ends the sending direction of TLS, and not that of TCP.
+func (c *FakeConn) CloseNotify() {
+	if err := c.conn.(*tls.Conn).CloseWrite(); err != nil {
+		panic(gone{})
+	}
+}
+
 func (c *FakeConn) encrypt(config *tls.Config) {
 	c.Raw([]byte{'S'})
 	conn := tls.Server(c.conn, config)

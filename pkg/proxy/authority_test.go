@@ -51,8 +51,6 @@ func (a *authority) pool() *x509.CertPool {
 	return pool
 }
 
-func (a *authority) pem() string { return pemOf("CERTIFICATE", a.cert.Raw) }
-
 // issued is a certificate in the two forms that its holders take.
 type issued struct {
 	tls.Certificate

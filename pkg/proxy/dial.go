@@ -339,7 +339,7 @@ func (l *serverLogin) saslBegin(mechanisms []byte) error {
 		bound = bound || m == scram.MechanismPlus
 		rest = next
 	}
-	if !offered && !(bound && l.endPoint != nil) {
+	if !offered && (!bound || l.endPoint == nil) {
 		return errors.New("server offers no SASL mechanism that is supported: SCRAM-SHA-256")
 	}
 	nonce := make([]byte, 18)

@@ -224,6 +224,7 @@ func (p *Proxy) evictSilent() {
 	next := now + handshakePatience
 	for h := range hs.begun {
 		switch due := h.silent + handshakePatience; {
+		case len(hs.waiting) == 0:
 		case h.running || h.ended || h.client.state != stateLogin || h.client.login.shake != h:
 		case due > now:
 			next = min(next, due)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"github.com/pgberth/pgberth/pkg/eventloop"
 	"github.com/pgberth/pgberth/pkg/pgtest"
 	"github.com/pgberth/pgberth/pkg/pool"
 )
@@ -473,11 +474,15 @@ func TestAServersRecordMayBeCutAnywhere(t *testing.T) {
 		}
 		return errors.New("the connection has ended")
 	}
+	began := time.Now()
 	if err := ask(); err != nil {
 		t.Fatal(err)
 	}
-	n := whole.Load()
-	for cut := range n {
+	n, step := whole.Load(), int64(1)
+	if time.Since(began) > 25*time.Millisecond {
+		step = 7 // under the race detector, or on a machine that has other things to do
+	}
+	for cut := int64(0); cut < n; cut += step {
 		// The one that is there goes, and the next is cut.
 		p.closeServers()
 		p.await("no server connection is left", func(s Snapshot) bool { return s.Servers == 0 })
@@ -485,6 +490,9 @@ func TestAServersRecordMayBeCutAnywhere(t *testing.T) {
 		err := ask()
 		if err != nil && err.Error() != "server conn crashed?" && !strings.Contains(err.Error(), "the connection has ended") {
 			t.Fatalf("cut after %d of %d bytes: %v", cut, n, err)
+		}
+		if err == nil {
+			continue // it was shorter than the first: signatures vary in length
 		}
 		if err := ask(); err != nil {
 			t.Fatalf("after one that was cut after %d of %d bytes: %v", cut, n, err)
@@ -503,4 +511,58 @@ func (p *pooler) closeServers() {
 		close(done)
 	})
 	<-done
+}
+
+// PostgreSQL says close_notify before its process ends, and only that frees its slot.
+func TestCloseNotifyIsNotTheEndOfAServer(t *testing.T) {
+	pgtest.CheckLeaks(t)
+	cert := newAuthority(t).issue("localhost", nil)
+	said, release := make(chan struct{}), make(chan struct{})
+	f := pgtest.NewFake(t, func(c *pgtest.FakeConn) {
+		c.Encrypt(&tls.Config{Certificates: []tls.Certificate{cert.Certificate}})
+		c.Login()
+		c.Query()
+		c.Answer("7")
+		c.CloseNotify()
+		close(said)
+		<-release
+	})
+	set := fakeSettings(f, nil)
+	set.ServerTLS = NewServerTLS(TLSRequire, &tls.Config{})
+	p := startProxy(t, set)
+	undisturbed(t, p.call())
+	<-said
+	p.closeServers()
+	p.await("it closes", func(s Snapshot) bool { return s.Pools[0].Stats.Closing == 1 })
+	if s := p.state(); s.Servers != 1 {
+		t.Errorf("%d server connections after close_notify", s.Servers)
+	}
+	close(release)
+	p.await("it is closed", func(s Snapshot) bool { return s.Servers == 0 && s.Pools[0].Stats.Closing == 0 })
+}
+
+// A peer can have TLS say things, by asking for other keys, and not read them.
+func TestWhatTLSSaysByItselfDoesNotPileUp(t *testing.T) {
+	var (
+		sock eventloop.Conn
+		bufs eventloop.Buffers
+	)
+	s := &secured{sock: &sock, bufs: &bufs}
+	answer := make([]byte, 27)
+	for said := 0; ; said += len(answer) {
+		_, err := (*cipherSide)(s).Write(answer)
+		if said+len(answer) > maxUnsent {
+			if !errors.Is(err, errUnsent) {
+				t.Errorf("after %d bytes: %v", said, err)
+			}
+			break
+		}
+		if err != nil {
+			t.Fatalf("after %d bytes: %v", said, err)
+		}
+	}
+	s.drop()
+	if n, bytes := bufs.Lent(); n != 0 || bytes != 0 {
+		t.Errorf("%d buffers of %d bytes are lent", n, bytes)
+	}
 }

@@ -225,7 +225,7 @@ var errCut = errors.New("cut")
 func (c *cutter) Write(b []byte) (int, error) {
 	for i := range b {
 		if c.left == 0 {
-			_ = c.Conn.Close()
+			_ = c.Close()
 			return i, errCut
 		}
 		if _, err := c.Conn.Write(b[i : i+1]); err != nil {
@@ -248,7 +248,7 @@ func TestARecordMayBeCutAnywhere(t *testing.T) {
 			_ = r.conn.(*net.TCPConn).SetNoDelay(true)
 			c := &cutter{Conn: r.conn, left: limit}
 			r.conn = c
-			defer func() { _ = c.Conn.Close() }()
+			defer func() { _ = c.Close() }()
 			config := unverified()
 			config.MinVersion, config.MaxVersion = version, version
 			config.CurvePreferences = []tls.CurveID{tls.X25519} // a small ClientHello
