@@ -434,7 +434,7 @@ func (c *client) welcome() {
 	c.state = stateIdle
 	c.counters().Logins++
 	if c.p.set.LogConnections {
-		c.log().Info("client logged in", "login_ms", (c.p.loop.Clock() - c.since).Milliseconds())
+		c.log().Info("client logged in", "login_ms", (c.p.loop.Clock() - c.since).Milliseconds(), "tls", c.conn.version())
 	}
 	if len(c.in) > 0 || c.readable {
 		c.p.loop.Again(&c.conn.Conn)

@@ -46,6 +46,14 @@ func (w *wire) Write(p []byte) (int, error) {
 // unsent: there is ciphertext that waits for the socket.
 func (w *wire) unsent() bool { return w.tls != nil && len(w.tls.out) > 0 }
 
+// version is that of TLS, for logs.
+func (w *wire) version() string {
+	if w.tls == nil {
+		return "none"
+	}
+	return tls.VersionName(w.tls.conn.ConnectionState().Version)
+}
+
 // CloseWrite ends the sending direction; reading goes on.
 func (w *wire) CloseWrite() {
 	if w.tls != nil {
@@ -82,7 +90,7 @@ type secured struct {
 	owed    int  // bytes of plaintext therein of which the caller has not been told yet that they are written
 	toEnd   bool // close_notify is not the end, but that of TCP
 	fed     bool // the read under way has got something
-	emptied bool // the last read of the socket was a short one
+	emptied bool // and has emptied the socket by a short read
 }
 
 // cipherSide is what crypto/tls reads from and writes to.
@@ -107,6 +115,7 @@ func (s *secured) enter(sock *eventloop.Conn, bufs *eventloop.Buffers) {
 }
 
 func (s *secured) read(p []byte) (n int, err error) {
+	s.emptied = false
 	for n < len(p) && err == nil {
 		s.fed = n > 0
 		var m int
@@ -193,8 +202,8 @@ func (s *secured) drop() {
 func (s *secured) sayGoodbye() {
 	if len(s.out) == 0 {
 		_ = s.conn.CloseWrite()
-		_ = s.flush()
 	}
+	_ = s.flush()
 }
 
 func (c *cipherSide) Read(p []byte) (int, error) {
