@@ -41,7 +41,7 @@ func TestAnIdleTLSClientCostsLittleMemory(t *testing.T) {
 		use  func(*raw)
 		most int64
 	}{
-		"that has only logged in":     {nil, 7000},
+		"that has only logged in":     {nil, 8000},
 		"that has asked":              {func(r *raw) { r.send(packet('Q', "select 1\x00")).until('Z') }, 8000},
 		"that has asked a long query": {func(r *raw) { r.send(packet('Q', strings.Repeat("x", 60<<10)+"\x00")).until('Z') }, 8000},
 	} {
