@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/pgberth/pgberth/pkg/eventloop"
@@ -13,8 +14,9 @@ const (
 	// maxHandshakes bounds the handshakes under way with clients; each has a stack. A client gets a place when the first
 	// record of its ClientHello is here, so that one that says nothing has none.
 	maxHandshakes = 256
-	// handshakePatience is how long a client in its handshake may be silent while others wait for a place.
-	handshakePatience = time.Second
+	// handshakePatience is how long a client in its handshake may be silent while others wait for a place. A storm of
+	// clients on a machine that has nothing left for them may take its time.
+	handshakePatience = 5 * time.Second
 	// A TLS record has a header of recordHeader bytes, and its content at most recordContent in the clear.
 	recordHeader    = 5
 	recordContent   = 16 << 10
@@ -46,7 +48,9 @@ type handshakes struct {
 	waiting []*client
 	begun   map[*handshake]struct{}
 	steps   offload
-	evict   eventloop.Timer
+
+	patience time.Duration
+	evict    eventloop.Timer
 }
 
 func newHandshake(c *client, config *tls.Config) *handshake {
@@ -176,7 +180,10 @@ func (c *client) secure(s *secured, flight []byte) {
 // dropHandshake ends a handshake, if there is one, and gives its place to the next client.
 func (c *client) dropHandshake() {
 	l, hs := c.login, &c.p.shakes
-	l.queued = false
+	if l.queued {
+		l.queued = false
+		hs.waiting = slices.DeleteFunc(hs.waiting, func(other *client) bool { return other == c })
+	}
 	if h := l.shake; h != nil {
 		l.shake = nil
 		if !h.running {
@@ -192,12 +199,10 @@ func (c *client) dropHandshake() {
 		next := hs.waiting[0]
 		hs.waiting[0] = nil
 		hs.waiting = hs.waiting[1:]
-		if next.state == stateLogin && next.login.queued {
-			next.login.queued, next.login.busy = false, false
-			next.login.placed = true
-			hs.taken++
-			next.p.loop.Again(&next.conn.Conn)
-		}
+		next.login.queued, next.login.busy = false, false
+		next.login.placed = true
+		hs.taken++
+		next.p.loop.Again(&next.conn.Conn)
 	}
 }
 
@@ -214,30 +219,33 @@ func (p *Proxy) endHandshakes() {
 	}
 }
 
-// evictSilent takes the places of clients that have said nothing for too long, while others wait for one.
+// evictSilent takes the places of clients that have said nothing for too long, while others wait for one; those who have
+// been silent for longest go first.
 func (p *Proxy) evictSilent() {
 	hs := &p.shakes
-	if len(hs.waiting) == 0 {
-		return
-	}
 	now := p.loop.Now()
-	next := now + handshakePatience
-	for h := range hs.begun {
-		switch due := h.silent + handshakePatience; {
-		case len(hs.waiting) == 0:
-		case h.running || h.ended || h.client.state != stateLogin || h.client.login.shake != h:
-		case due > now:
-			next = min(next, due)
-		default:
-			h.client.log().Info("TLS handshake given up", "reason", "the client was silent while others waited")
-			h.client.counters().LoginFailures++
-			h.client.linger("")
+	for len(hs.waiting) > 0 {
+		var oldest *handshake
+		for h := range hs.begun {
+			if !h.running && h.client.state == stateLogin && h.client.login.shake == h && (oldest == nil || h.silent < oldest.silent) {
+				oldest = h
+			}
 		}
-	}
-	if len(hs.waiting) > 0 && (!hs.evict.Armed() || hs.evict.When() > next) {
-		p.loop.Set(&hs.evict, next, func() {
-			p.evictSilent()
-			p.settle()
-		})
+		next := now + hs.patience // all of them are at work
+		if oldest != nil {
+			next = oldest.silent + hs.patience
+		}
+		if next > now {
+			if !hs.evict.Armed() || hs.evict.When() > next {
+				p.loop.Set(&hs.evict, next, func() {
+					p.evictSilent()
+					p.settle()
+				})
+			}
+			return
+		}
+		oldest.client.log().Info("TLS handshake given up", "reason", "the client was silent while others waited")
+		oldest.client.counters().LoginFailures++
+		oldest.client.linger("")
 	}
 }

@@ -119,6 +119,7 @@ func New(set *Settings, log *slog.Logger) (*Proxy, error) {
 		mock:    seed[8:],
 		keys:    map[cancelKey]*client{},
 		servers: map[*server]struct{}{},
+		shakes:  handshakes{patience: handshakePatience},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.pools.SetLimit(0, pool.AllClients, "", set.MaxClients)

@@ -204,6 +204,14 @@ func TestSilentHandshakesGiveWay(t *testing.T) {
 		<-done
 		return taken, waiting, begun
 	}
+	patience := func(d time.Duration) {
+		p.loop.Post(func() {
+			p.shakes.patience = d
+			p.loop.Unset(&p.shakes.evict)
+			p.evictSilent()
+		})
+	}
+	patience(time.Hour)
 	var silent []*raw
 	for range maxHandshakes + 50 {
 		r := p.raw(t)
@@ -215,6 +223,11 @@ func TestSilentHandshakesGiveWay(t *testing.T) {
 	})
 	// One that leaves the queue, and one that comes.
 	_ = silent[len(silent)-1].conn.Close()
+	p.await("one has left the queue", func(Snapshot) bool {
+		_, waiting, _ := places()
+		return waiting == 49
+	})
+	patience(10 * time.Millisecond)
 	r := p.raw(t).inTLS(unverified()).login()
 	r.send(packet('Q', "select 7\x00")).until('Z')
 	p.await("the rest has had a place", func(Snapshot) bool {
