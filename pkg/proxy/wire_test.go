@@ -73,6 +73,9 @@ func (nobody) Ready(eventloop.Events) {}
 func wait(t *testing.T, w *wire, events int16) {
 	t.Helper()
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(w.FD()), Events: events}}, int(patience/time.Millisecond))
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(w.FD()), Events: events}}, int(patience/time.Millisecond))
+	}
 	if n != 1 || err != nil {
 		t.Fatalf("waiting for the socket: %d, %v", n, err)
 	}
