@@ -127,7 +127,7 @@ func (c *client) pump() {
 			m, err = c.conn.Read(buf[n:])
 			// A short read has emptied the socket; the next event comes when there is more. The end may have come with
 			// the bytes, though, and is not announced again.
-			if m < len(buf)-n && err == nil && !c.hungUp {
+			if m < len(buf)-n && err == nil && !c.hungUp && !c.conn.over() {
 				c.readable = false
 			}
 			n += m

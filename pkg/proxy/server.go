@@ -121,7 +121,7 @@ func (s *server) pump() {
 		if s.readable {
 			var m int
 			m, err = s.conn.Read(buf[n:])
-			if m < len(buf)-n && err == nil && !s.hungUp {
+			if m < len(buf)-n && err == nil && !s.hungUp && !s.conn.over() {
 				s.readable = false
 			}
 			n += m

@@ -43,6 +43,9 @@ func (w *wire) Write(p []byte) (int, error) {
 	return w.Conn.Write(p)
 }
 
+// over: an error, perhaps the end, follows what was read last. It comes by itself, as that of a socket does.
+func (w *wire) over() bool { return w.tls != nil && w.tls.over }
+
 // unsent: there is ciphertext that waits for the socket.
 func (w *wire) unsent() bool { return w.tls != nil && len(w.tls.out) > 0 }
 
@@ -89,6 +92,7 @@ type secured struct {
 	outAt   int
 	owed    int  // bytes of plaintext therein of which the caller has not been told yet that they are written
 	toEnd   bool // close_notify is not the end, but that of TCP
+	over    bool // see wire
 	fed     bool // the read under way has got something
 	emptied bool // and has emptied the socket by a short read
 }
@@ -132,6 +136,9 @@ func (s *secured) read(p []byte) (n int, err error) {
 			return n, nil
 		}
 		return 0, eventloop.ErrWouldBlock
+	}
+	if n > 0 && err != nil {
+		s.over, err = true, nil // crypto/tls says it again
 	}
 	return n, err
 }
