@@ -74,7 +74,7 @@ IN_CLEAR := ServerConnectionWaitsForTheCancel|CancelRequestInDoubt|ManyCancelReq
 IN_CLEAR := $(IN_CLEAR)|RequestsForEncryption|HalfOpenLogins|HangUpAtAnyByte|EverythingMayComeInSingleBytes|AcceptedConnectionsHave|KernelHolds
 IN_CLEAR := $(IN_CLEAR)|EncryptionMayBeAsked|AllocatesNothing|Conversations/startup_byte|Conversations/startup_encryption
 IN_CLEAR := $(IN_CLEAR)|ClientsMayOrMustUseTLS|AClientMayBeginWithTLS|EncryptionIsAsked|AnOrderlyEnd|CloseNotify|ARecordMayBeCut|TLSClient
-IN_CLEAR := $(IN_CLEAR)|SilentHandshakes|AHandshakeThat|AReloadBrings|CancelRequestsGoInside|AServersRecordMayBeCut
+IN_CLEAR := $(IN_CLEAR)|SilentHandshakes|AHandshakeThat|AReloadBrings|CancelRequestsGoInside|AServersRecordMayBeCut|ServersAreAsked
 
 .PHONY: test-encrypted
 test-encrypted: deps-postgres ## the proxy's tests once more, with clients and servers that speak TLS

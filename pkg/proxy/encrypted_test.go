@@ -62,8 +62,19 @@ func encrypt(set *Settings) {
 		set.ClientTLS = NewClientTLS(TLSPrefer, &tls.Config{})
 	}
 	if set.ServerTLS == nil {
-		set.ServerTLS = NewServerTLS(TLSPrefer, &tls.Config{})
+		set.ServerTLS = NewServerTLS(TLSPrefer, anyServer)
 	}
+}
+
+// anyServer is one for all, so that a reload does not take it for another.
+var anyServer = &tls.Config{}
+
+// Reload is the proxy's, with the TLS of an encrypted run.
+func (p *pooler) Reload(set *Settings) {
+	if *encryptedRun {
+		encrypt(set)
+	}
+	p.Proxy.Reload(set)
 }
 
 // bridge leads connections to its address through TLS to a proxy, ends and resets included.
