@@ -68,6 +68,18 @@ test-e2e: deps-postgres ## the slow part: a real PostgreSQL, real drivers, crash
 race: deps-compiler ## the unit tests again under the race detector
 	CGO_ENABLED=1 $(go_test) -race ./cmd/... ./pkg/...
 
+# What cannot be led through TLS: tests of what comes before it, of sockets, and of fakes that only know cancel requests
+# in clear.
+IN_CLEAR := ServerConnectionWaitsForTheCancel|CancelRequestInDoubt|ManyCancelRequests|EveryQueryIsCancelled|NobodyNewIsTaken|HostileFirstPackets
+IN_CLEAR := $(IN_CLEAR)|RequestsForEncryption|HalfOpenLogins|HangUpAtAnyByte|EverythingMayComeInSingleBytes|AcceptedConnectionsHave|KernelHolds
+IN_CLEAR := $(IN_CLEAR)|EncryptionMayBeAsked|AllocatesNothing|Conversations/startup_byte|Conversations/startup_encryption
+IN_CLEAR := $(IN_CLEAR)|ClientsMayOrMustUseTLS|AClientMayBeginWithTLS|EncryptionIsAsked|AnOrderlyEnd|CloseNotify|ARecordMayBeCut|TLSClient
+IN_CLEAR := $(IN_CLEAR)|SilentHandshakes|AHandshakeThat|AReloadBrings|CancelRequestsGoInside|AServersRecordMayBeCut|ServersAreAsked
+
+.PHONY: test-encrypted
+test-encrypted: deps-postgres ## the proxy's tests once more, with clients and servers that speak TLS
+	$(go_test) ./pkg/proxy -skip '$(IN_CLEAR)' -encrypted
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME each
 	@grep -rHo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' pkg | awk -F':func ' '$$2 ~ /$(FUZZ)/ { print $$1 ":" $$2 }' | sort | \

@@ -54,6 +54,15 @@ var targets = map[config.TargetSession]proxy.TargetSession{
 	config.TargetPreferStandby: proxy.PreferStandby,
 }
 
+var tlsModes = map[config.TLSMode]proxy.TLSMode{
+	config.TLSDisable:    proxy.TLSDisable,
+	config.TLSAllow:      proxy.TLSAllow,
+	config.TLSPrefer:     proxy.TLSPrefer,
+	config.TLSRequire:    proxy.TLSRequire,
+	config.TLSVerifyCA:   proxy.TLSVerifyCA,
+	config.TLSVerifyFull: proxy.TLSVerifyFull,
+}
+
 // settings says in the proxy's terms what the configuration says in the operator's.
 func settings(cfg *config.Config) (*proxy.Settings, error) {
 	auth, ok := authTypes[cfg.Auth.Type]
@@ -65,6 +74,8 @@ func settings(cfg *config.Config) (*proxy.Settings, error) {
 		Auth:            auth,
 		ScramIterations: cfg.Auth.ScramIterations,
 		PassthroughTTL:  cfg.Auth.PassthroughTTL,
+		ClientTLS:       proxy.NewClientTLS(tlsModes[cfg.TLS.Client.Mode], cfg.TLS.Client.Config()),
+		ServerTLS:       proxy.NewServerTLS(tlsModes[cfg.TLS.Server.Mode], cfg.TLS.Server.Config()),
 		MaxClients:      cfg.Limits.Clients,
 		Tracked:         cfg.Session.Track,
 		IgnoreStartup:   cfg.Session.IgnoreStartup,

@@ -151,6 +151,8 @@ type TLSSide struct {
 	Protocols    string
 	Ciphers      string
 	TLS13Ciphers string
+
+	material material
 }
 
 // ClientTLS is the side of clients, to whom this process is the server.

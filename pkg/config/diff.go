@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 )
 
 // Changes is what a reload brings.
@@ -36,6 +37,8 @@ func (c *Config) Reload(next *Config) (*Config, Changes) {
 		}
 		ch.Applied = append(ch.Applied, s.key)
 	}
+	ch.Applied = append(ch.Applied, keepTLS("client_tls_", &c.TLS.Client.TLSSide, &merged.TLS.Client.TLSSide, ch.Applied)...)
+	ch.Applied = append(ch.Applied, keepTLS("server_tls_", &c.TLS.Server, &merged.TLS.Server, ch.Applied)...)
 	if !same(reflect.ValueOf(c.Userlist), reflect.ValueOf(next.Userlist)) {
 		ch.Applied = append(ch.Applied, "auth_file content")
 	}
@@ -58,6 +61,17 @@ func (c *Config) Reload(next *Config) (*Config, Changes) {
 	ch.Applied = append(ch.Applied, compare("users", perUser, c.Users, next.Users, func(u *User) string { return u.Name })...)
 	ch.Applied = append(ch.Applied, compare("peers", perPeer, c.Peers, next.Peers, func(p *Peer) string { return p.Name })...)
 	return &merged, ch
+}
+
+// keepTLS keeps the running side's TLS where nothing is new, and tells when only its files are.
+func keepTLS(prefix string, running, next *TLSSide, applied []string) []string {
+	switch {
+	case running.material.digest == next.material.digest:
+		next.material = running.material
+	case !slices.ContainsFunc(applied, func(key string) bool { return strings.HasPrefix(key, prefix) }):
+		return []string{prefix + "* files' content"}
+	}
+	return nil
 }
 
 // movesServers tells which settings of a database make present server connections wrong.

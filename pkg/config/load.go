@@ -42,6 +42,7 @@ func Load(in Input) (*Config, error) {
 	b.settings(doc.settings, fromEnv, fromFlags, flags)
 	b.entries(doc)
 	b.userlist(in.Read)
+	b.tls(in.Read)
 	if whole { // else what is missing would be blamed
 		b.relations()
 	}

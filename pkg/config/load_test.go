@@ -58,6 +58,10 @@ func TestEverySettingCanBeGivenByEnvironmentAndByFlag(t *testing.T) {
 			{Args: []string{"--" + s.key + "=" + text}},
 			{Args: []string{"--" + s.key, text}},
 		} {
+			if strings.Contains(s.key, "_tls_") && !strings.HasSuffix(s.key, "sslmode") {
+				// What belongs to TLS is not looked at without it.
+				in.Environ = append(in.Environ, "PGBERTH_CLIENT_TLS_SSLMODE=disable", "PGBERTH_SERVER_TLS_SSLMODE=disable")
+			}
 			in.Read = files{"u": ""}.read
 			c, err := Load(in)
 			if err != nil {

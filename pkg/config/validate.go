@@ -101,16 +101,6 @@ func (b *builder) authentication() {
 			}
 		}
 	}
-	for _, side := range []struct {
-		key  string
-		mode TLSMode
-	}{{"client_tls_sslmode", b.config.TLS.Client.Mode}, {"server_tls_sslmode", b.config.TLS.Server.Mode}} {
-		switch side.mode {
-		case TLSRequire, TLSVerifyCA, TLSVerifyFull:
-			// Asked for, encryption must not silently be missing: passwords would go out in clear.
-			b.problem(side.key, nil, "%s is %s, which this version cannot do yet; allowed: disable, allow, prefer", side.key, side.mode)
-		}
-	}
 	b.lookups()
 	hashes := 0
 	for _, secret := range b.config.Userlist {

@@ -1,6 +1,7 @@
 package pgtest
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ const patience = 30 * time.Second
 type Fake struct {
 	listener net.Listener
 	serve    func(*FakeConn)
+	tls      *tls.Config   // nil: Startup refuses encryption
 	done     chan struct{} // closed by Close
 	ended    sync.WaitGroup
 
@@ -30,6 +32,10 @@ type Fake struct {
 	open     map[net.Conn]struct{}
 	changed  chan struct{} // closed and replaced whenever accepted or open changes
 }
+
+// FakeTLS is what Fakes that are made from now on encrypt with, if they are asked to; nil refuses that. A test binary that
+// has its Fakes encrypt sets it in its TestMain.
+var FakeTLS *tls.Config
 
 // NewFake listens on a free loopback port. A connection is closed when serve returns. The FakeConn's methods end serve
 // quietly, by a panic that the Fake catches, once the peer has gone.
@@ -45,7 +51,7 @@ func NewFakeAt(tb testing.TB, addr string, serve func(*FakeConn)) *Fake {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	f := &Fake{listener: l, serve: serve, done: make(chan struct{}), open: map[net.Conn]struct{}{}, changed: make(chan struct{})}
+	f := &Fake{listener: l, serve: serve, tls: FakeTLS, done: make(chan struct{}), open: map[net.Conn]struct{}{}, changed: make(chan struct{})}
 	f.ended.Go(f.accept)
 	tb.Cleanup(f.Close)
 	return f
@@ -221,7 +227,12 @@ func (c *FakeConn) Close() {
 
 // Reset closes the connection with a TCP reset and ends serve.
 func (c *FakeConn) Reset() {
-	c.conn.(*net.TCPConn).SetLinger(0)
+	under := c.conn
+	if inner, ok := under.(*tls.Conn); ok {
+		under = inner.NetConn()
+	}
+	under.(*net.TCPConn).SetLinger(0)
+	under.Close()
 	c.Close()
 }
 
@@ -282,12 +293,44 @@ func (c *FakeConn) Startup() map[string]string {
 		switch m := m.(type) {
 		case *pgproto3.StartupMessage:
 			return m.Parameters
-		case *pgproto3.SSLRequest, *pgproto3.GSSEncRequest:
+		case *pgproto3.SSLRequest:
+			if c.fake.tls != nil {
+				c.encrypt(c.fake.tls)
+				continue
+			}
+			c.Raw([]byte{'N'})
+		case *pgproto3.GSSEncRequest:
 			c.Raw([]byte{'N'})
 		default:
 			panic(gone{})
 		}
 	}
+}
+
+// Encrypt answers a request for TLS with yes; what follows is inside it. It ends serve when the handshake fails.
+func (c *FakeConn) Encrypt(config *tls.Config) {
+	m, err := c.Backend.ReceiveStartupMessage()
+	if _, ok := m.(*pgproto3.SSLRequest); err != nil || !ok {
+		panic(gone{})
+	}
+	c.encrypt(config)
+}
+
+// CloseNotify ends the sending direction of TLS, and not that of TCP.
+func (c *FakeConn) CloseNotify() {
+	if err := c.conn.(*tls.Conn).CloseWrite(); err != nil {
+		panic(gone{})
+	}
+}
+
+func (c *FakeConn) encrypt(config *tls.Config) {
+	c.Raw([]byte{'S'})
+	conn := tls.Server(c.conn, config)
+	if err := conn.Handshake(); err != nil {
+		panic(gone{})
+	}
+	c.conn = conn
+	c.Backend = pgproto3.NewBackend(conn, conn)
 }
 
 // AuthOK is the end of a successful authentication.

@@ -41,6 +41,8 @@ type Options struct {
 	Auth           Auth              // Trust if empty
 	Durable        bool              // keep fsync and its like on, as a real server; tests need none of it
 	Settings       map[string]string // further lines of postgresql.conf, such as "shared_buffers": "64MB"
+	Files          map[string]string // further files in the data directory, by name, such as "server.crt"
+	HBA            []string          // lines of pg_hba.conf for connections over TCP, instead of what Auth says
 }
 
 // startTimeout bounds how long a server may take until it answers. Machines under load are slow.
@@ -80,14 +82,17 @@ var shared struct {
 	server *Server
 }
 
-// Shared is one server with default Options for all tests of a test binary. Who uses it may create what it likes, under
+// SharedOptions are those of Shared. A test binary that has others sets them in its TestMain.
+var SharedOptions Options
+
+// Shared is one server with SharedOptions for all tests of a test binary. Who uses it may create what it likes, under
 // names of its own, and must not stop it. It ends with the process.
 func Shared(tb testing.TB) *Server {
 	tb.Helper()
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.server == nil {
-		s, err := Launch(tb.Context(), Options{})
+		s, err := Launch(tb.Context(), SharedOptions)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -185,8 +190,13 @@ func (s *Server) configure(o Options) error {
 	for _, name := range slices.Sorted(maps.Keys(settings)) {
 		fmt.Fprintf(&conf, "%s = '%s'\n", name, strings.ReplaceAll(settings[name], "'", "''"))
 	}
-	hba := fmt.Sprintf("local all,replication %s trust\nlocal all all %s\nhost all all 127.0.0.1/32 %s\n", User, auth, auth)
-	for name, text := range map[string]string{"postgresql.auto.conf": conf.String(), "pg_hba.conf": hba} {
+	if o.HBA == nil {
+		o.HBA = []string{fmt.Sprintf("host all all 127.0.0.1/32 %s", auth)}
+	}
+	hba := fmt.Sprintf("local all,replication %s trust\nlocal all all %s\n%s\n", User, auth, strings.Join(o.HBA, "\n"))
+	files := map[string]string{"postgresql.auto.conf": conf.String(), "pg_hba.conf": hba}
+	maps.Copy(files, o.Files)
+	for name, text := range files {
 		path := filepath.Join(s.data, name)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			return err

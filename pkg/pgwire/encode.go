@@ -88,6 +88,11 @@ func AppendReady(dst []byte, status byte) []byte {
 	return append(dst, ReadyForQuery, 0, 0, 0, 5, status)
 }
 
+// AppendSSLRequest writes the request for TLS.
+func AppendSSLRequest(dst []byte) []byte {
+	return binary.BigEndian.AppendUint32(append(dst, 0, 0, 0, 8), codeSSL)
+}
+
 // AppendAuth writes an Authentication message: its code and what follows it.
 func AppendAuth(dst []byte, code uint32, data []byte) []byte {
 	dst = append(dst, Authentication)

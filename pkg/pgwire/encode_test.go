@@ -102,6 +102,7 @@ func TestAppendingKeepsWhatIsThere(t *testing.T) {
 		"query":     func(b []byte) []byte { return AppendQuery(b, "select 1") },
 		"sync":      AppendSync,
 		"terminate": AppendTerminate,
+		"TLS":       AppendSSLRequest,
 		"copy fail": func(b []byte) []byte { return AppendCopyFail(b, "no") },
 		"ready":     func(b []byte) []byte { return AppendReady(b, StatusIdle) },
 		"auth":      func(b []byte) []byte { return AppendAuth(b, AuthOK, nil) },

@@ -78,11 +78,11 @@ func (p *Proxy) cancelServer(s *server, done func()) {
 	p.cancels++
 	s.cancels++
 	p.counters.Cancels++
-	network, addr, timeout := s.network, s.remote, p.set.CancelWaitTimeout
+	network, addr, timeout, secure := s.network, s.remote, p.set.CancelWaitTimeout, s.secure
 	packet := pgwire.AppendCancel(nil, s.pid, s.secret)
 	p.work(func() {
 		// The context ends with the loop, which waits for cancels when it stops.
-		inDoubt, err := deliverCancel(p.ctx, network, addr, packet, timeout)
+		inDoubt, err := deliverCancel(p.ctx, network, addr, packet, timeout, secure)
 		p.loop.Post(func() {
 			if err != nil {
 				p.log.Warn("cancel request failed", "server", addr, "error", err)
@@ -118,7 +118,7 @@ func (s *server) cancelArrived() {
 }
 
 // deliverCancel sends a cancel request. In doubt it may yet arrive.
-func deliverCancel(ctx context.Context, network, addr string, packet []byte, timeout time.Duration) (inDoubt bool, err error) {
+func deliverCancel(ctx context.Context, network, addr string, packet []byte, timeout time.Duration, secure cancelTLS) (inDoubt bool, err error) {
 	if timeout <= 0 {
 		timeout = 10 * time.Second
 	}
@@ -132,12 +132,16 @@ func deliverCancel(ctx context.Context, network, addr string, packet []byte, tim
 	defer func() { _ = conn.Close() }()
 	unwatch := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer unwatch()
-	if _, err := conn.Write(packet); err != nil {
+	through, err := secure.encrypt(conn)
+	if err != nil {
+		return false, err
+	}
+	if _, err := through.Write(packet); err != nil {
 		return true, err
 	}
 	// The server answers nothing; it closes when the signal has been sent.
 	var b [1]byte
-	if _, err = conn.Read(b[:]); errors.Is(err, os.ErrDeadlineExceeded) {
+	if _, err = through.Read(b[:]); errors.Is(err, os.ErrDeadlineExceeded) {
 		return true, fmt.Errorf("the server did not take note of a cancel request within %v", timeout)
 	}
 	return false, nil

@@ -47,7 +47,7 @@ const (
 
 // client is one client connection. It owns lent buffers only while bytes are pending.
 type client struct {
-	conn eventloop.Conn
+	conn wire
 	pc   pool.Client
 	p    *Proxy
 
@@ -97,7 +97,7 @@ func (c *client) Ready(ev eventloop.Events) {
 	if ev&eventloop.Readable != 0 {
 		c.readable = true
 	}
-	if ev&eventloop.Writable != 0 && len(c.out) > 0 {
+	if ev&eventloop.Writable != 0 && (len(c.out) > 0 || c.conn.unsent()) {
 		c.flush()
 	}
 	c.hungUp = c.hungUp || ev&eventloop.HangUp != 0
@@ -119,7 +119,7 @@ func (c *client) pump() {
 			return
 		}
 		if turn == turnsPerCall {
-			c.p.loop.Again(&c.conn)
+			c.p.loop.Again(&c.conn.Conn)
 			return
 		}
 		buf := c.p.loop.Scratch()
@@ -132,7 +132,7 @@ func (c *client) pump() {
 			m, err = c.conn.Read(buf[n:])
 			// A short read has emptied the socket; the next event comes when there is more. The end may have come with
 			// the bytes, though, and is not announced again.
-			if m < len(buf)-n && err == nil && !c.hungUp {
+			if m < len(buf)-n && err == nil && !c.hungUp && !c.conn.over() {
 				c.readable = false
 			}
 			n += m
@@ -195,7 +195,7 @@ func (c *client) write(b []byte) {
 	if err != nil && !errors.Is(err, eventloop.ErrWouldBlock) {
 		// Ended from the loop, not from here: the caller is in the middle of a server's bytes.
 		c.dead = true
-		c.p.loop.Again(&c.conn)
+		c.p.loop.Again(&c.conn.Conn)
 		return
 	}
 	if n < len(b) {
@@ -263,9 +263,9 @@ func (c *client) refused(why pool.Reason) {
 	c.linger(why.String())
 }
 
-// fail tells the client why it ends. In the middle of a message nothing can be said.
+// fail tells the client why it ends. In the middle of a message, or of a TLS handshake, nothing can be said.
 func (c *client) fail(code, message string) {
-	if c.server != nil && c.server.midMessage() {
+	if c.server != nil && c.server.midMessage() || c.state == stateLogin && c.login.stage == loginTLS {
 		return
 	}
 	c.write(pgwire.AppendError(nil, pgwire.Fatal, code, message))
@@ -343,7 +343,7 @@ func (c *client) linger(reason string) {
 	c.readable = true
 	c.login = &login{}
 	c.p.loop.Set(&c.login.timer, c.p.loop.Now()+lingerTime, func() { c.end("") })
-	c.p.loop.Again(&c.conn)
+	c.p.loop.Again(&c.conn.Conn)
 }
 
 // forget takes the client off the pool's and the cancel keys' books; it can be called twice.
@@ -352,6 +352,7 @@ func (c *client) forget(reason string) {
 		c.p.loop.Unset(&c.login.timer)
 		c.p.dropProof(c)
 		c.p.dropLookup(c)
+		c.dropHandshake()
 	}
 	c.uncountPin()
 	c.names.Clear()

@@ -44,6 +44,7 @@ type dialSpec struct {
 	to             candidate // the address, of host and port
 	target         TargetSession
 	connectQuery   string
+	tls            *ServerTLS // nil is to ask for none
 }
 
 // dialed is a server connection after its login. Whoever holds it closes fd.
@@ -60,6 +61,8 @@ type dialed struct {
 	secret  *secret // what proved right, to keep instead of a password
 	at      candidate
 	role    serverRole // where the database asks for one
+	tls     *secured
+	secure  cancelTLS
 }
 
 func (d *dialed) close() { _ = unix.Close(d.fd) }
@@ -96,8 +99,9 @@ func (e *LoginError) permanent() bool {
 	return true
 }
 
-// dial connects and logs in. It blocks; ctx and the spec's timeout end it. Errors of the server are *LoginError.
-func dial(ctx context.Context, spec dialSpec) (*dialed, error) {
+// dialOnce connects and logs in, inside TLS if so asked and possible. It blocks; ctx and the spec's timeout end it.
+// Errors of the server are *LoginError.
+func dialOnce(ctx context.Context, spec dialSpec, encrypted bool) (*dialed, error) {
 	if spec.timeout > 0 {
 		var stop context.CancelFunc
 		ctx, stop = context.WithTimeout(ctx, spec.timeout)
@@ -119,7 +123,13 @@ func dial(ctx context.Context, spec dialSpec) (*dialed, error) {
 		// A cancel must go to the same address, not to another of the same name.
 		l.out.remote = conn.RemoteAddr().String()
 	}
-	if err := l.run(); err != nil {
+	if encrypted && network == "tcp" {
+		err = l.encrypt()
+	}
+	if err == nil {
+		err = l.run()
+	}
+	if err != nil {
 		if ctx.Err() != nil && !errors.As(err, new(*LoginError)) {
 			err = fmt.Errorf("connect timeout: the server did not finish the login within %v", spec.timeout)
 		}
@@ -171,6 +181,8 @@ type serverLogin struct {
 	proved   bool
 	authOK   bool
 	reported int // bytes of parameters
+	// endPoint identifies the server's certificate to SCRAM; nil without TLS.
+	endPoint []byte
 }
 
 func (l *serverLogin) run() error {
@@ -331,16 +343,17 @@ func (l *serverLogin) saslBegin(mechanisms []byte) error {
 	if l.scram != nil {
 		return errors.New("server began a SASL exchange twice")
 	}
-	offered := false
+	offered, bound := false, false
 	for rest := mechanisms; len(rest) > 0 && rest[0] != 0; {
 		m, next, ok := pgwire.NextString(rest)
 		if !ok {
 			break
 		}
 		offered = offered || m == scram.Mechanism
+		bound = bound || m == scram.MechanismPlus
 		rest = next
 	}
-	if !offered {
+	if !offered && (!bound || l.endPoint == nil) {
 		return errors.New("server offers no SASL mechanism that is supported: SCRAM-SHA-256")
 	}
 	nonce := make([]byte, 18)
@@ -358,8 +371,9 @@ func (l *serverLogin) saslBegin(mechanisms []byte) error {
 	default:
 		return cannotProve("server asks for SCRAM-SHA-256 and no password is known")
 	}
+	mechanism := l.bind(bound)
 	first := l.scram.First()
-	body := append([]byte(scram.Mechanism), 0)
+	body := append([]byte(mechanism), 0)
 	body = binary.BigEndian.AppendUint32(body, uint32(len(first)))
 	return l.say(append(body, first...))
 }

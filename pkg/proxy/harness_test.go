@@ -83,6 +83,9 @@ func testSettings(host string, port int, edit func(*Route)) *Settings {
 func startProxy(t *testing.T, set *Settings) *pooler {
 	t.Helper()
 	logs := &logBuffer{}
+	if *encryptedRun {
+		encrypt(set)
+	}
 	p, err := New(set, slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug})))
 	if err != nil {
 		t.Fatal(err)
@@ -94,6 +97,9 @@ func startProxy(t *testing.T, set *Settings) *pooler {
 	for _, a := range p.Addrs() {
 		if a.Network() == "tcp" {
 			pl.Addr = a.String()
+			if *encryptedRun {
+				pl.Addr = newBridge(t, pl.Addr).Addr().String()
+			}
 		}
 	}
 	done := make(chan error, 1)

@@ -196,7 +196,7 @@ func (l *listener) accepted(fd int, from netip.AddrPort) {
 	if !c.isUnix {
 		tuneRest(fd, p.set.KeepAlive)
 	}
-	if err := p.loop.Add(&c.conn, fd, c); err != nil {
+	if err := p.loop.Add(&c.conn.Conn, fd, c); err != nil {
 		p.log.Error("cannot watch client", "error", err)
 		return
 	}
@@ -204,7 +204,7 @@ func (l *listener) accepted(fd int, from netip.AddrPort) {
 	p.clients = append(p.clients, c)
 	p.counters.Accepted++
 	c.beginLogin(l.passing)
-	p.loop.Again(&c.conn)
+	p.loop.Again(&c.conn.Conn)
 }
 
 // remove takes an ended client off the list.

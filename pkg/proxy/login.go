@@ -30,6 +30,8 @@ type loginStage uint8
 const (
 	// loginFirst: the startup packet, perhaps after requests for encryption.
 	loginFirst loginStage = iota
+	// loginTLS: the TLS handshake.
+	loginTLS
 	// loginPassword: a password in clear.
 	loginPassword
 	// loginSASL: the SASL mechanism and the client's first message.
@@ -69,6 +71,9 @@ type login struct {
 	lookup         *lookup
 	salt           [4]byte     // of the md5 challenge
 	keys           *scram.Keys // that fit stored, once the client has proved them
+	shake          *handshake
+	placed         bool // has one of the places for a handshake
+	queued         bool // waits for one
 }
 
 func (c *client) beginLogin(passing bool) {
@@ -108,6 +113,12 @@ func (c *client) loginInput(buf []byte) []byte {
 
 // loginMessage handles the first message in buf and says how long it was; 0 when it is not whole.
 func (c *client) loginMessage(buf []byte) (int, error) {
+	if c.login.stage == loginFirst && c.direct(buf) {
+		c.login.stage = loginTLS
+	}
+	if c.login.stage == loginTLS {
+		return c.shakeHands(buf), nil
+	}
 	if c.login.stage == loginFirst {
 		first, n, err := pgwire.ReadFirst(buf)
 		if err != nil || n == 0 {
@@ -145,12 +156,20 @@ func (c *client) loginMessage(buf []byte) (int, error) {
 func (c *client) loginStart(first pgwire.First, behind int) error {
 	switch m := first.(type) {
 	case pgwire.SSLRequest, pgwire.GSSENCRequest:
+		if c.conn.tls != nil {
+			return errors.New("received a request for encryption inside TLS")
+		}
 		if behind > 0 {
 			// Somebody may have injected them before the encryption begins.
 			return errors.New("received unencrypted data after SSL request")
 		}
 		if c.login.askedEncrypted++; c.login.askedEncrypted > 2 {
 			return errors.New("too many requests for encryption")
+		}
+		if _, ssl := m.(pgwire.SSLRequest); ssl && c.offersTLS() {
+			c.login.stage = loginTLS
+			c.write([]byte{'S'})
+			return nil
 		}
 		c.write([]byte{'N'})
 	case pgwire.CancelRequest:
@@ -171,6 +190,10 @@ func (c *client) loginStartup(m pgwire.Startup) error {
 		return fmt.Errorf("database name too long: %d bytes, allowed are %d", len(m.Database), maxDatabaseName)
 	}
 	l.startup = m
+	if set.ClientTLS.demanded() && c.conn.tls == nil && !c.isUnix {
+		c.loginRefused("28000", "TLS required: connect with sslmode=require (client_tls_sslmode is "+set.ClientTLS.mode.String()+")")
+		return nil
+	}
 	switch strings.ToLower(m.Replication) {
 	case "", "0", "off", "false", "no":
 	default:
@@ -430,10 +453,10 @@ func (c *client) welcome() {
 	c.state = stateIdle
 	c.counters().Logins++
 	if c.p.set.LogConnections {
-		c.log().Info("client logged in", "login_ms", (c.p.loop.Clock() - c.since).Milliseconds())
+		c.log().Info("client logged in", "login_ms", (c.p.loop.Clock() - c.since).Milliseconds(), "tls", c.conn.version())
 	}
 	if len(c.in) > 0 || c.readable {
-		c.p.loop.Again(&c.conn)
+		c.p.loop.Again(&c.conn.Conn)
 	}
 }
 

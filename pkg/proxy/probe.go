@@ -286,7 +286,7 @@ func (c *client) leaves(objects session.Effect, sure bool) {
 	if objects == 0 {
 		st.pins = 0
 		c.settled()
-		c.p.loop.Again(&c.conn)
+		c.p.loop.Again(&c.conn.Conn)
 		return
 	}
 	switch {
@@ -304,7 +304,7 @@ func (c *client) leaves(objects session.Effect, sure bool) {
 	}
 	c.pin(objects)
 	c.settled()
-	c.p.loop.Again(&c.conn)
+	c.p.loop.Again(&c.conn.Conn)
 }
 
 // letGo parts the client from its server connection, which is cleaned then.
@@ -322,7 +322,7 @@ func (c *client) letGo() {
 	}
 	s.p.pools.Unlink(s.p.now(), s.pb)
 	s.cleanUp()
-	c.p.loop.Again(&c.conn)
+	c.p.loop.Again(&c.conn.Conn)
 }
 
 // stain: a client leaves the server connection, and what it has left there is not known or not wanted.

@@ -48,7 +48,7 @@ func (c *client) found(f finding) {
 		return
 	}
 	if c.state == stateLogin && !l.busy && (len(c.in) > 0 || c.readable) {
-		c.p.loop.Again(&c.conn)
+		c.p.loop.Again(&c.conn.Conn)
 	}
 }
 

@@ -3,7 +3,7 @@
 //
 // Dialing a server, its login and cancel requests run as ordinary blocking goroutines that hand their result to the
 // loop. A client's login runs in the loop: it is a handful of small messages, and thousands at once must not cost a
-// goroutine and its stack each; only deriving a key from a password is done outside.
+// goroutine and its stack each; only deriving a key from a password and the steps of a TLS handshake are done outside.
 //
 // It refuses to know where its settings come from, that Kubernetes exists, or why its capacity changes; it never decodes
 // rows, of SQL it reads DEALLOCATE and DISCARD ALL and nothing else, and it never exits the process.
@@ -50,6 +50,7 @@ type Proxy struct {
 	census  census
 	asks    uint64                // times a secret was looked at, for login.asked
 	lookups map[lookupKey]*lookup // runs of auth_query, the latest of each that may be joined
+	shakes  handshakes            // of TLS with clients
 
 	listeners []*listener
 	clients   []*client
@@ -132,6 +133,7 @@ func New(set *Settings, log *slog.Logger) (*Proxy, error) {
 		servers: map[*server]struct{}{},
 
 		nameBook: nameBook{names: map[string]*name{}},
+		shakes:   handshakes{patience: handshakePatience},
 	}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	p.pools.SetLimit(0, pool.AllClients, "", set.MaxClients)
@@ -166,6 +168,7 @@ func (p *Proxy) Run() error {
 	err := p.loop.Run()
 	p.cancel()
 	p.workers.Wait()
+	p.endHandshakes()
 	for _, l := range p.listeners {
 		l.close()
 	}
@@ -255,6 +258,7 @@ func (p *Proxy) reload(set *Settings) {
 	set.Listeners = p.set.Listeners
 	// Nobody has asked what is in the sessions so far.
 	recycle := p.set.SessionState == StatePgBouncer && set.SessionState != StatePgBouncer
+	secured := !set.ServerTLS.same(p.set.ServerTLS)
 	p.set = set
 	for _, l := range p.listeners {
 		if l.unix == "" && l.conn.Open() {
@@ -286,7 +290,7 @@ func (p *Proxy) reload(set *Settings) {
 		if recycle {
 			p.pools.Recycle(now, bp)
 		}
-		if old.Pool.Server != route.Pool.Server || old.DBName != route.DBName || old.Password != route.Password || !maps.Equal(old.Startup, route.Startup) || !old.sameWay(&route) {
+		if secured || old.Pool.Server != route.Pool.Server || old.DBName != route.DBName || old.Password != route.Password || !maps.Equal(old.Startup, route.Startup) || !old.sameWay(&route) {
 			pl.haveWelcome = false
 			pl.refusal = nil
 			p.pools.Recycle(now, bp)
@@ -472,7 +476,7 @@ func (p *Proxy) dialFor(b *pool.Backend, pl *pooled, sec secret, then func(*dial
 	p.counters.Dials++
 	p.connect(pl, dialSpec{
 		database: r.DBName, user: r.User, secret: sec, startup: r.Startup, timeout: p.set.ServerConnectTimeout,
-		keepAlive: p.set.KeepAlive, target: r.Target, connectQuery: r.ConnectQuery,
+		keepAlive: p.set.KeepAlive, target: r.Target, connectQuery: r.ConnectQuery, tls: p.set.ServerTLS,
 	}, then)
 }
 

@@ -96,5 +96,5 @@ func (c *client) repeat() {
 		c.p.loop.Buffers.Return(c.in)
 		c.in = in
 	}
-	c.p.loop.Again(&c.conn)
+	c.p.loop.Again(&c.conn.Conn)
 }

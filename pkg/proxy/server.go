@@ -20,7 +20,7 @@ const maxReported = 1 << 10
 
 // server is one server connection, a backend. It is linked to at most one client.
 type server struct {
-	conn   eventloop.Conn
+	conn   wire
 	pb     *pool.Backend
 	p      *Proxy
 	pooled *pooled
@@ -62,6 +62,7 @@ type server struct {
 	remote  string // address as dialed, for cancel requests
 	at      candidate
 	role    serverRole
+	secure  cancelTLS
 	id      uint64
 }
 
@@ -79,8 +80,13 @@ func (p *Proxy) adopt(b *pool.Backend, pl *pooled, d *dialed) (*server, error) {
 		}
 	}
 	s.reports = s.params
-	if err := p.loop.Add(&s.conn, d.fd, s); err != nil {
+	if err := p.loop.Add(&s.conn.Conn, d.fd, s); err != nil {
 		return nil, err
+	}
+	if s.secure = d.secure; d.tls != nil {
+		d.tls.enter(&s.conn.Conn, &p.loop.Buffers)
+		d.tls.toEnd = true // a server says goodbye before its process ends, which its slot is free with
+		s.conn.tls = d.tls
 	}
 	if len(d.rest) > 0 {
 		s.in = append(p.loop.Buffers.Lend(len(d.rest)), d.rest...)
@@ -116,7 +122,7 @@ func (s *server) pump() {
 			return
 		}
 		if turn == turnsPerCall {
-			s.p.loop.Again(&s.conn)
+			s.p.loop.Again(&s.conn.Conn)
 			return
 		}
 		buf := s.p.loop.Scratch()
@@ -127,7 +133,7 @@ func (s *server) pump() {
 		if s.readable {
 			var m int
 			m, err = s.conn.Read(buf[n:])
-			if m < len(buf)-n && err == nil && !s.hungUp {
+			if m < len(buf)-n && err == nil && !s.hungUp && !s.conn.over() {
 				s.readable = false
 			}
 			n += m
@@ -363,7 +369,7 @@ func (s *server) progress() {
 	}
 	if c.stalled && !s.link.Unsure() && !s.link.UnsureUnnamed() {
 		c.stalled = false
-		s.p.loop.Again(&c.conn)
+		s.p.loop.Again(&c.conn.Conn)
 	}
 	if s.remain > 0 || len(s.in) > 0 {
 		return
@@ -409,7 +415,7 @@ func (s *server) write(b []byte) {
 	if err != nil && !errors.Is(err, eventloop.ErrWouldBlock) {
 		// The server may have said why before it went: reading tells.
 		s.readable = true
-		s.p.loop.Again(&s.conn)
+		s.p.loop.Again(&s.conn.Conn)
 		return
 	}
 	if n < len(b) {
@@ -527,7 +533,7 @@ func (s *server) close(reason string) {
 	}
 	s.conn.CloseWrite()
 	s.readable = true
-	s.p.loop.Again(&s.conn)
+	s.p.loop.Again(&s.conn.Conn)
 	s.p.loop.Set(&s.timer, s.p.loop.Now()+s.p.set.ServerCloseTimeout, func() {
 		s.finish()
 		s.p.settle()

@@ -77,6 +77,9 @@ type Settings struct {
 	ScramIterations int
 	PassthroughTTL  time.Duration
 
+	ClientTLS *ClientTLS // nil offers none
+	ServerTLS *ServerTLS // nil asks for none
+
 	// Route resolves a login; false when there is no such database. It must be pure and fast.
 	Route func(database, user string) (Route, bool)
 	// Lookup tells how the secret of a user that Users does not have is found for a login to the database; false when it

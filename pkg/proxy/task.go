@@ -174,7 +174,7 @@ func (s *server) taskStep() {
 		}
 		if c != nil {
 			s.adapted(c)
-			s.p.loop.Again(&c.conn)
+			s.p.loop.Again(&c.conn.Conn)
 			if c.state == stateLeaving {
 				c.end("client close request")
 			}
@@ -239,7 +239,7 @@ func (s *server) abandoned(partial bool) {
 	}
 	s.p.pools.Unlink(s.p.now(), s.pb)
 	// Nobody holds up reading any more, and what is there to be read is not announced again.
-	s.p.loop.Again(&s.conn)
+	s.p.loop.Again(&s.conn.Conn)
 	if s.task == taskNone || s.task == taskParams || s.task == taskPause {
 		s.p.loop.Unset(&s.timer)
 		s.task = taskAbandon

@@ -23,16 +23,27 @@ type Client struct {
 	haveKeys bool
 	step     step
 
+	flag    string // GS2: what the client says about channel binding, "" is none
+	channel []byte // what the exchange is bound to
+
 	bare  string // client-first-bare
 	nonce string // our part of the nonce
 	auth  string // the whole AuthMessage
 }
 
-// header says that this client does not support channel binding; binding is its base64.
+// What a client says about channel binding that supports it but was not offered it, and one that binds.
 const (
-	header  = "n,,"
-	binding = "biws"
+	flagNotOffered = "y"
+	flagEndPoint   = "p=tls-server-end-point"
 )
+
+// header is the GS2 header, without an authorization identity.
+func (c *Client) header() string {
+	if c.flag == "" {
+		return "n,,"
+	}
+	return c.flag + ",,"
+}
 
 // NewClient begins an exchange. The nonce is 1 to 192 random bytes (18 are usual) never used before.
 func NewClient(password string, nonce []byte) *Client {
@@ -54,13 +65,31 @@ func newClient(nonce []byte) *Client {
 	return &Client{nonce: n, bare: "n=,r=" + n}
 }
 
+// BindServerEndPoint binds the exchange to the TLS connection in which it runs, by the hash of the server's certificate
+// that RFC 5929 calls tls-server-end-point. The mechanism is then MechanismPlus. It is called before First.
+func (c *Client) BindServerEndPoint(hash []byte) {
+	if c.step != stepFirst {
+		panic("scram: BindServerEndPoint is called before First")
+	}
+	c.flag, c.channel = flagEndPoint, hash
+}
+
+// BindingNotOffered says that this client would have bound the exchange but that the server did not offer it, so that a
+// server that did finds out that somebody in between has removed the offer. It is called before First.
+func (c *Client) BindingNotOffered() {
+	if c.step != stepFirst {
+		panic("scram: BindingNotOffered is called before First")
+	}
+	c.flag = flagNotOffered
+}
+
 // First returns the client-first-message.
 func (c *Client) First() []byte {
 	if c.step != stepFirst {
 		panic("scram: First is called once")
 	}
 	c.step = stepFinal
-	return []byte(header + c.bare)
+	return []byte(c.header() + c.bare)
 }
 
 // Challenge takes the server-first-message and returns the client-final-message. With a password it costs the
@@ -82,7 +111,7 @@ func (c *Client) Challenge(serverFirst []byte) (clientFinal []byte, err error) {
 		return nil, ErrKeys
 	}
 
-	withoutProof := "c=" + binding + ",r=" + nonce
+	withoutProof := "c=" + encode64(append([]byte(c.header()), c.channel...)) + ",r=" + nonce
 	c.auth = c.bare + "," + string(serverFirst) + "," + withoutProof
 	stored := sha256.Sum256(c.keys.ClientKey[:])
 	proof := xor(c.keys.ClientKey, mac(stored[:], c.auth))

@@ -2,8 +2,8 @@
 // client, the verifiers PostgreSQL stores, and the older md5 response.
 //
 // It refuses to read a clock, open a socket, log, or draw random bytes: messages and nonces come in as arguments and
-// replies go out as return values. It refuses channel binding, authorization identities and mandatory extensions, as a
-// PostgreSQL without TLS does. Every size and count that the other side chooses has a bound below; what exceeds one is
+// replies go out as return values. It refuses authorization identities, mandatory extensions and, as the server,
+// channel binding, as a PostgreSQL without TLS does. Every size and count that the other side chooses has a bound below; what exceeds one is
 // refused in one sentence which never holds a password, a key, a proof or a verifier.
 //
 // Not guaranteed: that a derived key leaves no trace in memory. Callers that keep Keys instead of a password keep
@@ -12,6 +12,9 @@ package scram
 
 // Mechanism is the SASL name of what this package speaks.
 const Mechanism = "SCRAM-SHA-256"
+
+// MechanismPlus is its name with channel binding, which the client can do.
+const MechanismPlus = "SCRAM-SHA-256-PLUS"
 
 // Bounds on what the other side may ask for.
 const (

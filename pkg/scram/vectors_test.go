@@ -105,6 +105,30 @@ func TestTheClientSpeaksTheDialogueOfRFC7677(t *testing.T) {
 	}
 }
 
+// A client that binds says so first, and what it is bound to last; the rest is the same dialogue.
+func TestTheClientSaysWhatItIsBoundTo(t *testing.T) {
+	hash := []byte("the hash of a certificate")
+	for name, c := range map[string]struct {
+		bind   func(*Client)
+		header string
+		data   string
+	}{
+		"to a server's certificate": {func(c *Client) { c.BindServerEndPoint(hash) }, "p=tls-server-end-point,,", string(hash)},
+		"to nothing it was offered": {(*Client).BindingNotOffered, "y,,", ""},
+		"to nothing it could be":    {func(*Client) {}, "n,,", ""},
+	} {
+		client := rfcClient()
+		c.bind(client)
+		if got, want := string(client.First()), c.header+strings.TrimPrefix(rfcClientFirst, "n,,"); got != want {
+			t.Errorf("%s: client-first-message is %q, want %q", name, got, want)
+		}
+		final, err := client.Challenge([]byte(rfcServerFirst))
+		if want := "c=" + encode64([]byte(c.header+c.data)) + ",r="; err != nil || !strings.HasPrefix(string(final), want) {
+			t.Errorf("%s: client-final-message is %q, %v, want it to begin with %q", name, final, err, want)
+		}
+	}
+}
+
 func TestTheServerSpeaksTheDialogueOfRFC7677(t *testing.T) {
 	s := rfcServer()
 	first, err := s.First([]byte(rfcClientFirst))
