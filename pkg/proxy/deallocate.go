@@ -44,6 +44,31 @@ func (c *client) deallocate(b *batch, buf []byte, off, size int) bool {
 	return false
 }
 
+// deallocates looks whether a Parse of the unnamed statement is nothing but DEALLOCATE with one name, and has the server
+// drop what it knows by another. It returns true when the message has been dealt with.
+func (c *client) deallocates(b *batch, buf []byte, off int, msg []byte) bool {
+	if len(msg) > longestDeallocate || msg[pgwire.HeaderSize+1]|0x20 != 'd' {
+		return false
+	}
+	sql, rest, ok := pgwire.NextString(msg[pgwire.HeaderSize+1:])
+	if !ok {
+		return false
+	}
+	what, name := readDeallocate(sql)
+	if what != deallocates || c.server.link.Unsure() {
+		return false
+	}
+	n := c.server.link.Drops(name, c.planned())
+	if n.Name == "" {
+		return false
+	}
+	b.keep(buf, off)
+	b.from = off + len(msg)
+	b.prepares(n)
+	b.out = pgwire.AppendParse(b.out, "", "DEALLOCATE "+n.Name+"\x00"+string(rest))
+	return true
+}
+
 type deallocation uint8
 
 const (

@@ -135,7 +135,7 @@ func TestStatementsEndWithTheirUsers(t *testing.T) {
 		l, names := tracking(&registry, 2)
 		name := func() string { return string(rune('a' + rng.IntN(4))) }
 		for range 60 {
-			switch rng.IntN(9) {
+			switch rng.IntN(10) {
 			case 0, 1:
 				l.Parse(name(), []byte(name()), Params{})
 			case 2, 3:
@@ -150,6 +150,10 @@ func TestStatementsEndWithTheirUsers(t *testing.T) {
 				_ = l.Sent(pgwire.Sync)
 			case 8:
 				work(l, rng)
+			case 9:
+				if n := l.Drops(name(), Params{}); n.Name == "" {
+					l.SetUnnamed(pgwire.Parse)
+				}
 			}
 		}
 		names.Clear()
