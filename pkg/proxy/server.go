@@ -194,7 +194,7 @@ func (s *server) process(buf []byte) (rest []byte) {
 			if !tracks || size > longestTag {
 				whole = true
 			}
-		case pgwire.DataRow:
+		case pgwire.DataRow, pgwire.NotificationResponse:
 			if s.task != taskProbe || size > wholeMessage {
 				whole = true
 			}
@@ -236,6 +236,8 @@ func (s *server) process(buf []byte) (rest []byte) {
 		case typ == pgwire.ErrorResponse && tracks && s.repairs(body):
 			b.keep(buf, off)
 			b.from = end
+		case s.task == taskProbe && s.client != nil && typ == pgwire.NotificationResponse && end == off+size:
+			s.client.write(buf[off:end]) // the one message that is not about the question
 		case s.task == taskProbe && (typ == pgwire.DataRow || typ == pgwire.CommandComplete):
 			s.probing.take(typ, body)
 		case typ == pgwire.ErrorResponse:
