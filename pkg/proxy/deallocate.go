@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/pgberth/pgberth/pkg/pgwire"
+	"github.com/pgberth/pgberth/pkg/session"
 )
 
 // longestDeallocate is the longest Query, in bytes, that is looked at for DEALLOCATE.
@@ -38,6 +39,10 @@ func (c *client) deallocate(b *batch, buf []byte, off, size int) bool {
 			b.told = true
 		} else if n.Name != "" {
 			b.out = pgwire.AppendQuery(b.out, "DEALLOCATE "+n.Name)
+		} else if poolersOwn(name) {
+			b.keep(buf, off)
+			b.from = off + size
+			b.out = pgwire.AppendQuery(b.out, "DEALLOCATE "+nobodys(name))
 		}
 		return true
 	}
@@ -60,7 +65,11 @@ func (c *client) deallocates(b *batch, buf []byte, off int, msg []byte) bool {
 	}
 	n := c.server.link.Drops(name, c.planned())
 	if n.Name == "" {
-		return false
+		if !poolersOwn(name) {
+			return false
+		}
+		c.server.link.SetUnnamed(pgwire.Parse)
+		n.Name = nobodys(name)
 	}
 	b.keep(buf, off)
 	b.from = off + len(msg)
@@ -68,6 +77,12 @@ func (c *client) deallocates(b *batch, buf []byte, off int, msg []byte) bool {
 	b.out = pgwire.AppendParse(b.out, "", "DEALLOCATE "+n.Name+"\x00"+string(rest))
 	return true
 }
+
+// poolersOwn: a statement of this name is the pooler's, and this client has none that it calls so.
+func poolersOwn(name string) bool { return strings.HasPrefix(name, session.StatementPrefix) }
+
+// nobodys is such a name as no statement has it, quoted, so that PostgreSQL says what it says of unknown ones.
+func nobodys(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + ` "` }
 
 type deallocation uint8
 
