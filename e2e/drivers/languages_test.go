@@ -71,12 +71,14 @@ func through(t *testing.T, l language, size string, scenarios []string) {
 	}
 }
 
+// S20, S25
 func TestPsycopgWorksInTransactionMode(t *testing.T) {
 	t.Parallel()
 	l := psycopg(t)
 	through(t, l, "3", []string{"prepared", "more_prepared_than_kept", "transactions", "sessions", "large_result", "copy", "cancel", "pipeline"})
 }
 
+// S20
 func TestNodePostgresWorksInTransactionMode(t *testing.T) {
 	t.Parallel()
 	l := nodePostgres(t)

@@ -29,6 +29,7 @@ func cancelled(c *caller) {
 	}
 }
 
+// S29
 func TestACancelRequestHitsTheQueryOfItsClient(t *testing.T) {
 	s := pgtest.Shared(t)
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 3 })
@@ -47,6 +48,7 @@ func TestACancelRequestHitsTheQueryOfItsClient(t *testing.T) {
 	cancelled(b)
 }
 
+// S28
 func TestACancelRequestThatConcernsNobodyIsDropped(t *testing.T) {
 	s := pgtest.Shared(t)
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 2 })
@@ -67,6 +69,7 @@ func TestACancelRequestThatConcernsNobodyIsDropped(t *testing.T) {
 	idle.must("select 2")
 }
 
+// S28
 func TestACancelRequestOfAWaitingClientHitsNobody(t *testing.T) {
 	s := pgtest.Shared(t)
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
@@ -90,6 +93,8 @@ func TestACancelRequestOfAWaitingClientHitsNobody(t *testing.T) {
 
 // The race that matters: the query has just ended, the server connection is already promised to somebody else, and the
 // request to cancel arrives.
+//
+// S30, M16
 func TestALateCancelRequestNeverHitsAnotherClient(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	const rounds = 60
@@ -174,6 +179,7 @@ func slowToCancel(finish, arrive <-chan struct{}) func(*pgtest.FakeConn) {
 	}
 }
 
+// S9, S30
 func TestAServerConnectionWaitsForTheCancelRequestsUnderWay(t *testing.T) {
 	finish, arrive := make(chan struct{}), make(chan struct{})
 	f := pgtest.NewFake(t, slowToCancel(finish, arrive))
@@ -205,6 +211,7 @@ func TestAServerConnectionWaitsForTheCancelRequestsUnderWay(t *testing.T) {
 	}
 }
 
+// S31
 func TestAServerConnectionWithACancelRequestInDoubtServesNobodyElse(t *testing.T) {
 	finish, arrive := make(chan struct{}), make(chan struct{})
 	f := pgtest.NewFake(t, slowToCancel(finish, arrive))
@@ -239,6 +246,7 @@ func TestAServerConnectionWithACancelRequestInDoubtServesNobodyElse(t *testing.T
 	close(arrive)
 }
 
+// S29, S81
 func TestManyCancelRequestsAreBounded(t *testing.T) {
 	finish, arrive := make(chan struct{}), make(chan struct{})
 	f := pgtest.NewFake(t, slowToCancel(finish, arrive))
@@ -273,6 +281,7 @@ func TestManyCancelRequestsAreBounded(t *testing.T) {
 	p.await("nothing is left of the requests", func(s Snapshot) bool { return s.Clients == 1 })
 }
 
+// S31
 func TestACancelRequestWhileTheServerIsAwayIsDropped(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{})
 	p := startProxy(t, testSettings(s.Host, s.Port, nil))

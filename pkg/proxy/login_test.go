@@ -198,6 +198,7 @@ func TestTrustLetsListedUsersInAndAnyEverybody(t *testing.T) {
 	}
 }
 
+// S57, M24
 func TestNewerProtocolsAreTalkedDown(t *testing.T) {
 	p, _ := pooledFake(t, echo, nil)
 	user := "user\x00app\x00database\x00app\x00"
@@ -252,6 +253,7 @@ func TestEncryptionMayBeAskedForInEitherOrder(t *testing.T) {
 	}
 }
 
+// S3, S60
 func TestReplicationIsRefused(t *testing.T) {
 	p, f := pooledFake(t, echo, nil)
 	for _, value := range []string{"true", "on", "1", "yes", "database", "DATABASE"} {
@@ -309,6 +311,7 @@ func TestStartupParametersAreKeptIgnoredOrRefused(t *testing.T) {
 	}
 }
 
+// S34
 func TestAParameterTheServerDoesNotTakeEndsItsClientOnly(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	bystander := p.call()
@@ -354,6 +357,7 @@ func TestClientsThatShareAServerConnectionKeepTheirOwnParameters(t *testing.T) {
 	}
 }
 
+// S35
 func TestTheWelcomeTellsWhatTheServerToldWithTheClientsValuesOnTop(t *testing.T) {
 	s := pgtest.Shared(t)
 	direct := callAt(t, s.Addr(), "database", pgtest.Database)
@@ -431,6 +435,7 @@ func TestAServerMayListenOnAUnixSocket(t *testing.T) {
 	undisturbed(t, p.call())
 }
 
+// S48
 func TestLimitsOnClientsAreNamed(t *testing.T) {
 	for name, c := range map[string]struct {
 		edit func(*Settings, *Route)
@@ -452,6 +457,7 @@ func TestLimitsOnClientsAreNamed(t *testing.T) {
 	}
 }
 
+// S37, S45
 func TestTheFirstLoginWaitsForADatabaseThatIsAway(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{})
@@ -475,6 +481,7 @@ func TestTheFirstLoginWaitsForADatabaseThatIsAway(t *testing.T) {
 	}
 }
 
+// S41, M13
 func TestWaitsEndWithTheNameOfTheirTimeout(t *testing.T) {
 	t.Parallel()
 	silent := func(c *pgtest.FakeConn) { c.AwaitEnd() }

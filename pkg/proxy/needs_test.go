@@ -37,7 +37,7 @@ func TestTheFirstMessageOfARequestGetsAServerConnection(t *testing.T) {
 	}
 }
 
-// S2
+// S2, S17
 func TestWhatNeedsNoServerConnectionGetsNone(t *testing.T) {
 	for name, messages := range map[string][]pgproto3.FrontendMessage{
 		"the rest of a COPY that failed": {&pgproto3.CopyData{Data: []byte("1\n")}, &pgproto3.CopyDone{}, &pgproto3.CopyFail{Message: "no"}},
@@ -153,5 +153,42 @@ func TestATextMeansWhatItsClientsSearchPathSays(t *testing.T) {
 			}
 			r.until('Z')
 		}
+	}
+}
+
+// S81
+func TestCancelRequestsNeedNoSlot(t *testing.T) {
+	s := pgtest.Shared(t)
+	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
+	p.SetCapacity(s.Addr(), 1, 0)
+	c := p.call()
+	sleeping(c, s)
+	if err := c.cancel(); err != nil {
+		t.Fatal(err)
+	}
+	cancelled(c)
+	c.must("rollback")
+	if n := p.state().Counters.Cancels; n != 1 {
+		t.Errorf("%d cancel requests went to the server, want 1", n)
+	}
+}
+
+// S82
+func TestLoginsNeedNoCapacityOnceAServerHasBeenSeen(t *testing.T) {
+	s := pgtest.Shared(t)
+	p := pooledPostgres(t, nil)
+	first := p.call()
+	first.must("select 1")
+	p.SetCapacity(s.Addr(), 0, 0)
+	p.await("no server connection is left", func(s Snapshot) bool { return s.Servers == 0 })
+	second := p.call()
+	if second.params["server_version"] == "" || second.params["server_version"] != first.params["server_version"] {
+		t.Errorf("it was welcomed with %v", second.params)
+	}
+	second.send(&pgproto3.Query{String: "select 7"})
+	p.await("its query waits", func(s Snapshot) bool { return s.Pools[0].Stats.Waiting == 1 })
+	p.SetCapacity(s.Addr(), 1, 0)
+	if r := second.reply(); r.value(0) != "7" {
+		t.Errorf("answered by %+v", r)
 	}
 }
