@@ -50,23 +50,27 @@ func (c *client) deallocate(b *batch, buf []byte, off, size int) bool {
 }
 
 // deallocates looks whether a Parse of the unnamed statement is nothing but DEALLOCATE with one name, and has the server
-// drop what it knows by another. It returns true when the message has been dealt with.
-func (c *client) deallocates(b *batch, buf []byte, off int, msg []byte) bool {
+// drop what it knows by another. dealt says that the message is done with, waits that it is to be said again later.
+func (c *client) deallocates(b *batch, buf []byte, off int, msg []byte) (dealt, waits bool) {
 	if len(msg) > longestDeallocate || msg[pgwire.HeaderSize+1]|0x20 != 'd' {
-		return false
+		return false, false
 	}
 	sql, rest, ok := pgwire.NextString(msg[pgwire.HeaderSize+1:])
 	if !ok {
-		return false
+		return false, false
 	}
 	what, name := readDeallocate(sql)
-	if what != deallocates || c.server.link.Unsure() {
-		return false
+	if what != deallocates {
+		return false, false
+	}
+	if c.server.link.Unsure() {
+		c.stalled = true
+		return false, true
 	}
 	n := c.server.link.Drops(name, c.planned())
 	if n.Name == "" {
 		if !poolersOwn(name) {
-			return false
+			return false, false
 		}
 		c.server.link.SetUnnamed(pgwire.Parse)
 		n.Name = nobodys(name)
@@ -75,7 +79,7 @@ func (c *client) deallocates(b *batch, buf []byte, off int, msg []byte) bool {
 	b.from = off + len(msg)
 	b.prepares(n)
 	b.out = pgwire.AppendParse(b.out, "", "DEALLOCATE "+n.Name+"\x00"+string(rest))
-	return true
+	return true, false
 }
 
 // poolersOwn: a statement of this name is the pooler's, and this client has none that it calls so.

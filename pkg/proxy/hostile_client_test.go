@@ -146,7 +146,6 @@ func plainProxy(t *testing.T, auth AuthType, edit func(*Settings)) *pooler {
 	return p
 }
 
-// S60
 func TestHostilePasswordMessages(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	p := plainProxy(t, Plain, nil)

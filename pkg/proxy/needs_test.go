@@ -192,3 +192,16 @@ func TestLoginsNeedNoCapacityOnceAServerHasBeenSeen(t *testing.T) {
 		t.Errorf("answered by %+v", r)
 	}
 }
+
+// S60
+func TestAnEmptyPasswordIsRefusedWhateverTheListSays(t *testing.T) {
+	p := plainProxy(t, Plain, func(s *Settings) { s.Users["nopass"] = "" })
+	for _, user := range []string{"app", "nopass"} {
+		r := p.raw(t).send(hello("user", user))
+		r.until('R')
+		r.send(packet('p', "\x00")).refused("28P01", `password authentication failed for user "`+user+`"`)
+	}
+	if !strings.Contains(p.logs.String(), "empty password returned by client") {
+		t.Error("the log does not tell")
+	}
+}

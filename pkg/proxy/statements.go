@@ -167,11 +167,18 @@ func (c *client) unnamed(b *batch, buf []byte, off int, typ byte, msg []byte, wh
 	case portal:
 		return 0, true, nil
 	case typ == pgwire.Parse, typ == pgwire.Close:
-		b.parsed = nil
-		if typ == pgwire.Parse && whole && c.deallocates(b, buf, off, msg) {
-			return len(msg), false, nil
+		if typ == pgwire.Parse && whole {
+			dealt, waits := c.deallocates(b, buf, off, msg)
+			if waits {
+				return 0, false, nil
+			}
+			if dealt {
+				b.parsed = nil
+				return len(msg), false, nil
+			}
 		}
 		link.SetUnnamed(typ)
+		b.parsed = nil
 		if typ == pgwire.Parse && whole {
 			b.parsed = body[1:]
 		}
