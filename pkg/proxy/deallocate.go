@@ -52,7 +52,7 @@ func (c *client) deallocate(b *batch, buf []byte, off, size int) bool {
 // deallocates looks whether a Parse of the unnamed statement is nothing but DEALLOCATE with one name, and has the server
 // drop what it knows by another. dealt says that the message is done with, waits that it is to be said again later.
 func (c *client) deallocates(b *batch, buf []byte, off int, msg []byte) (dealt, waits bool) {
-	if len(msg) > longestDeallocate || msg[pgwire.HeaderSize+1]|0x20 != 'd' {
+	if text := pgwire.HeaderSize + 1; len(msg) > longestDeallocate || len(msg) == text || msg[text]|0x20 != 'd' {
 		return false, false
 	}
 	sql, rest, ok := pgwire.NextString(msg[pgwire.HeaderSize+1:])

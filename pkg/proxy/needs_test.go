@@ -205,3 +205,21 @@ func TestAnEmptyPasswordIsRefusedWhateverTheListSays(t *testing.T) {
 		t.Error("the log does not tell")
 	}
 }
+
+func TestAParseThatEndsBehindItsNameIsLeftToPostgreSQL(t *testing.T) {
+	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
+	for _, body := range []string{"", "\x00", "\x00d", "\x00deallocate s", "\x00deallocate s\x00", "\x00deallocate s\x00\x00", "s\x00", "s"} {
+		r := p.raw(t).login()
+		r.send(parsePacket("s", "select 7"), packet('S', "")).until('Z')
+		r.send(packet('P', body), packet('S', ""))
+		m, err := r.hear()
+		if err != nil || m.kind != 'E' || errorOf(t, m).Code != "08P01" {
+			t.Errorf("%q was answered by %q, %v", body, m.body, err)
+		}
+		r.until('Z')
+		r.send(packet('B', bindS), packet('E', execute), packet('S', ""))
+		if m := r.until('D'); !strings.HasSuffix(string(m.body), "7") {
+			t.Errorf("after %q: got %q", body, m.body)
+		}
+	}
+}
