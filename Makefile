@@ -61,7 +61,7 @@ test-unit: deps-postgres ## the fast part: packages, commands and the architectu
 	$(go_test) ./cmd/... ./pkg/... ./e2e/architecture ./e2e/bench ./e2e/daemon ./e2e/demo ./e2e/latency
 
 .PHONY: test-e2e
-test-e2e: deps-postgres ## the slow part: a real PostgreSQL, real drivers, crashes
+test-e2e: deps-postgres deps-drivers ## the slow part: a real PostgreSQL, real drivers, crashes
 	$(go_test) -count=1 ./e2e/...
 
 .PHONY: race
@@ -112,10 +112,10 @@ vuln: $(govulncheck) ## known vulnerabilities in what is linked (asks vuln.go.de
 	$(govulncheck) $(PKGS)
 
 .PHONY: deps
-deps: deps-postgres deps-compiler ## install the Debian packages the tests need, if missing (apt-get, with sudo unless root)
+deps: deps-postgres deps-compiler deps-drivers ## install the packages the tests need, if missing (apt-get, with sudo unless root; npm)
 
-.PHONY: deps-postgres deps-compiler deps-pgbouncer
-deps-postgres deps-compiler deps-pgbouncer: deps-%:
+.PHONY: deps-postgres deps-compiler deps-drivers deps-pgbouncer
+deps-postgres deps-compiler deps-drivers deps-pgbouncer: deps-%:
 	@.ci/deps $*
 
 $(golangci):

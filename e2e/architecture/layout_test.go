@@ -124,7 +124,7 @@ func walk(t *testing.T, tree fs.FS, visit func(name string, content []byte)) {
 			return err
 		}
 		if entry.IsDir() {
-			if slices.Contains(generated, name) {
+			if slices.Contains(generated, name) || path.Base(name) == "node_modules" {
 				return fs.SkipDir
 			}
 			return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/pgberth/pgberth/pkg/pgtest"
 )
 
+// S21
 func TestLibPqPrepares(t *testing.T) {
 	for _, mode := range []string{"transaction", "session"} {
 		t.Run(mode, func(t *testing.T) {

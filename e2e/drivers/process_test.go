@@ -57,6 +57,7 @@ ignore_startup_parameters = extra_float_digits
 	}
 }
 
+// S66
 func TestTermFinishesTransactionsAndThenEnds(t *testing.T) {
 	server := pgtest.Shared(t)
 	s := start(t, server, "drain_timeout: 20")
@@ -94,6 +95,7 @@ func TestTermFinishesTransactionsAndThenEnds(t *testing.T) {
 	}
 }
 
+// S65
 func TestASecondTermEndsAtOnce(t *testing.T) {
 	server := pgtest.Shared(t)
 	s := start(t, server, "drain_timeout: 3600")
@@ -114,6 +116,7 @@ func TestASecondTermEndsAtOnce(t *testing.T) {
 	}
 }
 
+// S76
 func TestHupReloadsWhatCanBeAndNamesWhatCannot(t *testing.T) {
 	server := pgtest.Shared(t)
 	s := start(t, server, "default_pool_size: 2")

@@ -114,6 +114,7 @@ func TestTheFileIsFoundByArgumentFlagOrEnvironment(t *testing.T) {
 	}
 }
 
+// S76
 func TestAllProblemsAreToldAtOnceInOrder(t *testing.T) {
 	_, err := Load(Input{
 		Args:    []string{"--listen_prot=1", "-x", "c.yaml", "--verbose=loud", "d.yaml", "--pool_mode"},

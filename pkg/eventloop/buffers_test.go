@@ -54,6 +54,8 @@ func TestReturnedBuffersAreLentAgain(t *testing.T) {
 }
 
 // A burst of buffers goes back to the garbage collector, but for a bounded rest.
+//
+// M17
 func TestTheFreeListIsBounded(t *testing.T) {
 	var b Buffers
 	for _, size := range []int{1 << 10, 8 << 10, ScratchSize, 2 * ScratchSize} {

@@ -24,6 +24,7 @@ func TestHeaderWaitsForFiveBytes(t *testing.T) {
 	}
 }
 
+// S62
 func TestHeaderRefusesImpossibleLengths(t *testing.T) {
 	const limit = 1000
 	for name, c := range map[string]struct {

@@ -22,6 +22,7 @@ func packet(code uint32, body string) []byte {
 
 const version3 = 3 << 16
 
+// S60
 func TestReadFirstReadsWhatClientsSay(t *testing.T) {
 	for name, c := range map[string]struct {
 		in   []byte
@@ -122,6 +123,7 @@ func TestReadFirstRefusesAttacks(t *testing.T) {
 	}
 }
 
+// S58
 func TestAStartupPacketMayComeByteByByte(t *testing.T) {
 	in := AppendStartup(nil, []Parameter{{"user", "app"}, {"database", "shop"}, {"application_name", strings.Repeat("x", 5000)}})
 	for n := range in {
@@ -149,6 +151,7 @@ func BenchmarkALargeStartupPacket(b *testing.B) {
 	}
 }
 
+// S27
 func TestCancelRequestsKeepTheirKeys(t *testing.T) {
 	for _, n := range []int{4, 5, 8, 32, MaxCancelKey} {
 		want := CancelRequest{PID: 7, Key: bytes.Repeat([]byte{byte(n)}, n)}

@@ -36,6 +36,7 @@ func connected(t *testing.T, ps *Pools, p *Pool, like any) *Client {
 	return c
 }
 
+// S5
 func TestAClientGetsABackendThatSuitsIt(t *testing.T) {
 	ps, p, backends := warm(t, 3, "a", "b", "a")
 	for _, c := range []struct {

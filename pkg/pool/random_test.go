@@ -13,6 +13,8 @@ import (
 // TestAgreesWithItsTwin makes random calls on the pool and on its twin, over many seeds and settings, and compares every
 // effect and every number. Beside that it keeps its own books of the two promises that matter most: nobody is
 // overtaken, and no limit is passed.
+//
+// M14
 func TestAgreesWithItsTwin(t *testing.T) {
 	seeds, steps := uint64(150), 300
 	if testing.Short() {

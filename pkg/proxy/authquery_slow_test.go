@@ -56,6 +56,7 @@ func ownLookupServer(t *testing.T) *pgtest.Server {
 }
 
 // These share a server, so they run one after the other.
+// S69, S70
 func TestASlowAuthQuery(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	s := ownLookupServer(t)

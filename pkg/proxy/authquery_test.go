@@ -141,6 +141,7 @@ func statsOf(s Snapshot, user string) (st pool.Stats) {
 	return st
 }
 
+// S68
 func TestUsersAreFoundByAuthQuery(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	for _, server := range []pgtest.Auth{pgtest.SCRAM, pgtest.MD5, pgtest.Trust} {
@@ -211,6 +212,7 @@ func TestTheDefaultAuthQueryKnowsRolesThatMayLogIn(t *testing.T) {
 	}
 }
 
+// S67
 func TestAnswersOfAuthQueryThatAreWrong(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	s := lookupServer(t, pgtest.Trust)
@@ -306,6 +308,7 @@ func (p *pooler) attempt(t *testing.T, user string) string {
 	return told
 }
 
+// CVE-2025-12819, M22, S71
 func TestNobodyCanHijackAuthQuery(t *testing.T) {
 	t.Parallel()
 	s := lookupServer(t, pgtest.Trust) // so that only the pooler keeps anybody out

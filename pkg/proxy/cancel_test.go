@@ -30,6 +30,7 @@ func cancelled(c *caller) {
 	}
 }
 
+// S29
 func TestACancelRequestHitsTheQueryOfItsClient(t *testing.T) {
 	s := pgtest.Shared(t)
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 3 })
@@ -48,6 +49,7 @@ func TestACancelRequestHitsTheQueryOfItsClient(t *testing.T) {
 	cancelled(b)
 }
 
+// M24
 func TestACancelRequestOfProtocol32HitsTheQueryOfItsClient(t *testing.T) {
 	s := pgtest.Shared(t)
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
@@ -70,6 +72,7 @@ func TestACancelRequestOfProtocol32HitsTheQueryOfItsClient(t *testing.T) {
 	cancelled(a)
 }
 
+// S28
 func TestACancelRequestThatConcernsNobodyIsDropped(t *testing.T) {
 	s := pgtest.Shared(t)
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 2 })
@@ -90,6 +93,7 @@ func TestACancelRequestThatConcernsNobodyIsDropped(t *testing.T) {
 	idle.must("select 2")
 }
 
+// S28
 func TestACancelRequestOfAWaitingClientHitsNobody(t *testing.T) {
 	s := pgtest.Shared(t)
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
@@ -113,6 +117,8 @@ func TestACancelRequestOfAWaitingClientHitsNobody(t *testing.T) {
 
 // The race that matters: the query has just ended, the server connection is already promised to somebody else, and the
 // request to cancel arrives.
+//
+// S30, M16
 func TestALateCancelRequestNeverHitsAnotherClient(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	const rounds = 60
@@ -197,6 +203,7 @@ func slowToCancel(finish, arrive <-chan struct{}) func(*pgtest.FakeConn) {
 	}
 }
 
+// S9, S30
 func TestAServerConnectionWaitsForTheCancelRequestsUnderWay(t *testing.T) {
 	finish, arrive := make(chan struct{}), make(chan struct{})
 	f := pgtest.NewFake(t, slowToCancel(finish, arrive))
@@ -228,6 +235,7 @@ func TestAServerConnectionWaitsForTheCancelRequestsUnderWay(t *testing.T) {
 	}
 }
 
+// S31
 func TestAServerConnectionWithACancelRequestInDoubtServesNobodyElse(t *testing.T) {
 	finish, arrive := make(chan struct{}), make(chan struct{})
 	f := pgtest.NewFake(t, slowToCancel(finish, arrive))
@@ -262,6 +270,7 @@ func TestAServerConnectionWithACancelRequestInDoubtServesNobodyElse(t *testing.T
 	close(arrive)
 }
 
+// S29, S81
 func TestManyCancelRequestsAreBounded(t *testing.T) {
 	finish, arrive := make(chan struct{}), make(chan struct{})
 	f := pgtest.NewFake(t, slowToCancel(finish, arrive))
@@ -296,6 +305,7 @@ func TestManyCancelRequestsAreBounded(t *testing.T) {
 	p.await("nothing is left of the requests", func(s Snapshot) bool { return s.Clients == 1 })
 }
 
+// S31
 func TestACancelRequestWhileTheServerIsAwayIsDropped(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{})
 	p := startProxy(t, testSettings(s.Host, s.Port, nil))

@@ -97,6 +97,7 @@ func terminated(c *caller) {
 	}
 }
 
+// S84
 func TestShrinkingClosesIdleConnectionsFirstAndBusyOnesWhenTheirTransactionEnds(t *testing.T) {
 	s := watched(t)
 	p := s.proxy(func(r *Route) { r.Pool.Size = 8 })
@@ -283,6 +284,8 @@ func TestSessionsAreEndedLast(t *testing.T) {
 }
 
 // Everything at once: two pools under load, a capacity that changes all the time, and a server that counts.
+//
+// S80
 func TestTheServerNeverSeesMoreConnectionsThanTheCapacity(t *testing.T) {
 	s := watched(t)
 	set := testSettings(s.Host, s.Port, nil)

@@ -183,6 +183,7 @@ func TestABackendThatIsKilledUnderLoad(t *testing.T) {
 	}
 }
 
+// S40
 func TestABackendThatIsTerminatedUnderLoad(t *testing.T) {
 	s, p := bank(t)
 	c, stop := crowded(t, p, 64)

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/pgberth/pgberth/pkg/pgwire"
+	"github.com/pgberth/pgberth/pkg/session"
 )
 
 // longestDeallocate is the longest Query, in bytes, that is looked at for DEALLOCATE.
@@ -38,11 +39,54 @@ func (c *client) deallocate(b *batch, buf []byte, off, size int) bool {
 			b.told = true
 		} else if n.Name != "" {
 			b.out = pgwire.AppendQuery(b.out, "DEALLOCATE "+n.Name)
+		} else if poolersOwn(name) {
+			b.keep(buf, off)
+			b.from = off + size
+			b.out = pgwire.AppendQuery(b.out, "DEALLOCATE "+nobodys(name))
 		}
 		return true
 	}
 	return false
 }
+
+// deallocates looks whether a Parse of the unnamed statement is nothing but DEALLOCATE with one name, and has the server
+// drop what it knows by another. dealt says that the message is done with, waits that it is to be said again later.
+func (c *client) deallocates(b *batch, buf []byte, off int, msg []byte) (dealt, waits bool) {
+	if text := pgwire.HeaderSize + 1; len(msg) > longestDeallocate || len(msg) == text || msg[text]|0x20 != 'd' {
+		return false, false
+	}
+	sql, rest, ok := pgwire.NextString(msg[pgwire.HeaderSize+1:])
+	if !ok {
+		return false, false
+	}
+	what, name := readDeallocate(sql)
+	if what != deallocates {
+		return false, false
+	}
+	if c.server.link.Unsure() {
+		c.stalled = true
+		return false, true
+	}
+	n := c.server.link.Drops(name, c.planned())
+	if n.Name == "" {
+		if !poolersOwn(name) {
+			return false, false
+		}
+		c.server.link.SetUnnamed(pgwire.Parse)
+		n.Name = nobodys(name)
+	}
+	b.keep(buf, off)
+	b.from = off + len(msg)
+	b.prepares(n)
+	b.out = pgwire.AppendParse(b.out, "", "DEALLOCATE "+n.Name+"\x00"+string(rest))
+	return true, false
+}
+
+// poolersOwn: a statement of this name is the pooler's, and this client has none that it calls so.
+func poolersOwn(name string) bool { return strings.HasPrefix(name, session.StatementPrefix) }
+
+// nobodys is such a name as no statement has it, quoted, so that PostgreSQL says what it says of unknown ones.
+func nobodys(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + ` "` }
 
 type deallocation uint8
 

@@ -247,7 +247,7 @@ func (b *story) step() {
 		statement = ""
 	}
 	portal := []string{"", "", "p"}[b.rng.IntN(3)]
-	switch b.rng.IntN(12) {
+	switch b.rng.IntN(13) {
 	case 0, 1, 2:
 		m := &pgproto3.Parse{Name: statement, Query: b.text(storyTexts)}
 		if b.rng.IntN(4) == 0 {
@@ -281,6 +281,11 @@ func (b *story) step() {
 	case 11:
 		b.say(&pgproto3.Sync{})
 		b.ends++
+		b.unnamed = false
+	case 12: // as psycopg does; the text is not used again
+		b.say(&pgproto3.Parse{Query: fmt.Sprintf("deallocate %q", pick(b.rng, storyNames))})
+		b.say(&pgproto3.Bind{DestinationPortal: portal})
+		b.say(&pgproto3.Execute{Portal: portal})
 		b.unnamed = false
 	}
 }

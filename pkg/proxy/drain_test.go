@@ -50,6 +50,7 @@ func TestADrainWithoutClientsEndsAtOnce(t *testing.T) {
 	p.awaitEnd(t)
 }
 
+// S66
 func TestADrainKeepsServingUntilTheLastClientHasLeft(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	s := pgtest.Shared(t)
@@ -81,6 +82,7 @@ func TestADrainKeepsServingUntilTheLastClientHasLeft(t *testing.T) {
 	p.awaitEnd(t)
 }
 
+// S66
 func TestWhoIsLeftAtTheDrainLimitIsTold(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	s := pgtest.Shared(t)
@@ -141,6 +143,7 @@ func TestASecondDrainEndsAtOnce(t *testing.T) {
 	p.awaitEnd(t)
 }
 
+// S65
 func TestStoppingASessionPoolWithAQueue(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	const size = 2

@@ -31,6 +31,7 @@ func turn(c *caller) int {
 	return n
 }
 
+// S4
 func TestWaitersAreServedInTheOrderOfTheirArrival(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	sql := turns(t)
@@ -63,6 +64,7 @@ func TestWaitersAreServedInTheOrderOfTheirArrival(t *testing.T) {
 	}
 }
 
+// S4
 func TestANewcomerNeverOvertakes(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	sql := turns(t)
@@ -83,6 +85,8 @@ func TestANewcomerNeverOvertakes(t *testing.T) {
 }
 
 // Requests that came together are one stay, whoever waits; the next stay begins at the end of the queue.
+//
+// S6
 func TestAStayLastsUntilNothingIsInFlight(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	sql := turns(t)
@@ -110,6 +114,7 @@ func TestAStayLastsUntilNothingIsInFlight(t *testing.T) {
 	}
 }
 
+// S8
 func TestStatementModeRefusesTransactionBlocks(t *testing.T) {
 	s := pgtest.Shared(t)
 	emptyTable(t, s, "autocommitted")

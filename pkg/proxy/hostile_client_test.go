@@ -16,6 +16,7 @@ import (
 
 // Every attack of these tables ends its own connection, with one sentence, and nobody else's.
 
+// S56, S57, CVE-2021-3935
 func TestHostileFirstPackets(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	p, _ := pooledFake(t, echo, nil)
@@ -87,6 +88,7 @@ func TestHostileFirstPackets(t *testing.T) {
 	}
 }
 
+// S56
 func TestRequestsForEncryptionEndSomewhere(t *testing.T) {
 	p, _ := pooledFake(t, echo, nil)
 	r := p.raw(t)
@@ -99,6 +101,7 @@ func TestRequestsForEncryptionEndSomewhere(t *testing.T) {
 	p.quiet(t, 0)
 }
 
+// S27, M24
 func TestCancelRequestsWithWrongKeysAreDroppedInSilence(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	p := pooledPostgres(t, nil)
@@ -190,6 +193,7 @@ func TestHostilePasswordMessages(t *testing.T) {
 	}
 }
 
+// M21, CVE-2026-6664
 func TestHostileSCRAMMessages(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	p := plainProxy(t, ScramSHA256, nil)
@@ -339,6 +343,7 @@ func TestPasswordsThatNeverEndRunIntoTheLoginTimeout(t *testing.T) {
 	}
 }
 
+// S48
 func TestAFloodOfHalfOpenLoginsLeavesRoomForOthers(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	p, _ := pooledFake(t, echo, func(s *Settings, _ *Route) { s.MaxClients = 3 })

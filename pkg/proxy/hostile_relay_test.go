@@ -14,6 +14,7 @@ import (
 
 // Attacks on the relay by clients that are logged in.
 
+// S62
 func TestHostileMessagesAfterTheLogin(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	s := pgtest.Shared(t)

@@ -150,6 +150,7 @@ func readyTwice() []byte {
 	return append(append(packet('R', "\x00\x00\x00\x00"), packet('Z', "I")...), packet('Z', "I")...)
 }
 
+// S44, S61, S83, M21, M24, CVE-2026-6665, CVE-2026-6666
 func TestHostileLoginsOfServersAreGivenUpAndTriedAgain(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	attacks := hostileLogins()
@@ -216,6 +217,7 @@ func lineWith(log, message string, others ...string) string {
 	return ""
 }
 
+// S40, S62
 func TestHostileAnswersEndTheirConnection(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	long := strings.Repeat("x", 40<<10)
@@ -398,6 +400,7 @@ func midMessage(b []byte, n int) bool {
 	return false
 }
 
+// S43
 func TestServersThatRefuseForGoodTellAllWhoWait(t *testing.T) {
 	for _, c := range []struct{ code, text string }{
 		{"28P01", `password authentication failed for user "app"`},
@@ -465,6 +468,7 @@ func TestAServerThatClosesBehindItsAnswerLeavesNobodyWaiting(t *testing.T) {
 	p.quiet(t, 0)
 }
 
+// S11
 func TestAnswersInTheWrongOrderEndTheirConnection(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	order := map[string]string{ // what is answered, and the type that is one too many

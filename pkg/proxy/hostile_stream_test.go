@@ -36,6 +36,7 @@ func flooding(flood func(c *pgtest.FakeConn, sent *atomic.Int64), sent *atomic.I
 	}
 }
 
+// S63
 func TestEndlessAnswersStreamInBoundedMemory(t *testing.T) {
 	chunk := make([]byte, 64<<10)
 	for name, flood := range map[string]func(*pgtest.FakeConn, *atomic.Int64){
@@ -188,6 +189,7 @@ func TestOneClientsParametersAreNotToldToTheNext(t *testing.T) {
 	}
 }
 
+// S38, S85
 func TestWhatAnIdleServerSays(t *testing.T) {
 	var newest atomic.Pointer[chan []byte] // what the newest connection is to say; an older one may not have ended yet
 	say := func(b []byte) { *newest.Load() <- b }
@@ -249,6 +251,7 @@ func TestWhatAnIdleServerSays(t *testing.T) {
 	}
 }
 
+// S38
 func TestAMessageThatBeganBeforeItsClientCameIsNotToldToIt(t *testing.T) {
 	goOn := make(chan struct{})
 	p, _ := pooledFake(t, func(c *pgtest.FakeConn) {

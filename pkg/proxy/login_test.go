@@ -198,6 +198,7 @@ func TestTrustLetsListedUsersInAndAnyEverybody(t *testing.T) {
 	}
 }
 
+// S57, M24
 func TestProtocolVersionsAreNegotiated(t *testing.T) {
 	p, _ := pooledFake(t, echo, nil)
 	user := "user\x00app\x00database\x00app\x00"
@@ -254,6 +255,7 @@ func TestEncryptionMayBeAskedForInEitherOrder(t *testing.T) {
 	}
 }
 
+// S3, S60
 func TestReplicationIsRefused(t *testing.T) {
 	p, f := pooledFake(t, echo, nil)
 	for _, value := range []string{"true", "on", "1", "yes", "database", "DATABASE"} {
@@ -311,6 +313,7 @@ func TestStartupParametersAreKeptIgnoredOrRefused(t *testing.T) {
 	}
 }
 
+// S34
 func TestAParameterTheServerDoesNotTakeEndsItsClientOnly(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	bystander := p.call()
@@ -356,6 +359,7 @@ func TestClientsThatShareAServerConnectionKeepTheirOwnParameters(t *testing.T) {
 	}
 }
 
+// S35
 func TestTheWelcomeTellsWhatTheServerToldWithTheClientsValuesOnTop(t *testing.T) {
 	s := pgtest.Shared(t)
 	direct := callAt(t, s.Addr(), "database", pgtest.Database)
@@ -433,6 +437,7 @@ func TestAServerMayListenOnAUnixSocket(t *testing.T) {
 	undisturbed(t, p.call())
 }
 
+// S48
 func TestLimitsOnClientsAreNamed(t *testing.T) {
 	for name, c := range map[string]struct {
 		edit func(*Settings, *Route)
@@ -454,6 +459,7 @@ func TestLimitsOnClientsAreNamed(t *testing.T) {
 	}
 }
 
+// S37, S45
 func TestTheFirstLoginWaitsForADatabaseThatIsAway(t *testing.T) {
 	t.Parallel()
 	s := pgtest.Start(t, pgtest.Options{})
@@ -477,6 +483,7 @@ func TestTheFirstLoginWaitsForADatabaseThatIsAway(t *testing.T) {
 	}
 }
 
+// S41, M13
 func TestWaitsEndWithTheNameOfTheirTimeout(t *testing.T) {
 	t.Parallel()
 	silent := func(c *pgtest.FakeConn) { c.AwaitEnd() }

@@ -197,6 +197,7 @@ func TestARelayedTransactionAllocatesNothing(t *testing.T) {
 	}
 }
 
+// S63, M17
 func TestAHundredMegabytesPassThroughLittleMemory(t *testing.T) {
 	const size = 100 << 20
 	p := pooledPostgres(t, nil)

@@ -11,6 +11,7 @@ import (
 	"github.com/pgberth/pgberth/pkg/pgtest"
 )
 
+// S32
 func TestWhatAClientSetsStaysWithItAndReachesNobodyElse(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	for name, values := range map[string][2]string{
@@ -60,6 +61,7 @@ func TestWhatAClientSetsStaysWithItAndReachesNobodyElse(t *testing.T) {
 	}
 }
 
+// S35
 func TestParametersThatTheServerDoesNotReportAreTakenBack(t *testing.T) {
 	s := pgtest.Shared(t)
 	set := testSettings(s.Host, s.Port, func(r *Route) { r.Pool.Size = 1 })
@@ -113,6 +115,7 @@ func recorder() (serve func(*pgtest.FakeConn), taken func() []string) {
 	}
 }
 
+// S33
 func TestParametersAreSetOnceAndOnlyWhereTheyDiffer(t *testing.T) {
 	serve, taken := recorder()
 	f := pgtest.NewFake(t, serve)
@@ -136,6 +139,8 @@ func TestParametersAreSetOnceAndOnlyWhereTheyDiffer(t *testing.T) {
 }
 
 // A client whose parameters are set keeps the connection for the request that it wanted it for, however many wait.
+//
+// S33
 func TestSettingParametersDoesNotCostTheTurn(t *testing.T) {
 	serve, taken := recorder()
 	f := pgtest.NewFake(t, serve)
@@ -165,6 +170,7 @@ func TestSettingParametersDoesNotCostTheTurn(t *testing.T) {
 	}
 }
 
+// S37, S85
 func TestAReloadOfTheServerReachesNewAndLinkedClients(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{})
 	p := startProxy(t, testSettings(s.Host, s.Port, func(r *Route) { r.Pool.Size = 3 }))

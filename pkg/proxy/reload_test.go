@@ -54,6 +54,7 @@ func TestALargerPoolServesWaitersAtOnce(t *testing.T) {
 	holder.ask("commit")
 }
 
+// S78
 func TestASmallerPoolClosesIdleServersAtOnceAndBusyOnesWhenTheyAreDone(t *testing.T) {
 	f := pgtest.NewFake(t, echo)
 	sized := func(n int) *Settings { return fakeSettings(f, func(_ *Settings, r *Route) { r.Pool.Size = n }) }
@@ -83,6 +84,7 @@ func TestASmallerPoolClosesIdleServersAtOnceAndBusyOnesWhenTheyAreDone(t *testin
 	}
 }
 
+// S77
 func TestARemovedDatabaseEndsItsWaitersAndItsServers(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	f := pgtest.NewFake(t, echo)

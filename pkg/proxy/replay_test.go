@@ -14,6 +14,7 @@ func uses(name string, describes bool) []pgproto3.FrontendMessage {
 	return append(m, &pgproto3.Execute{}, &pgproto3.Sync{})
 }
 
+// S26, M12
 func TestAStatementWhoseResultHasChangedIsPreparedAgain(t *testing.T) {
 	p := statePooler(t, 1, nil)
 	admin := p.call()
@@ -70,6 +71,7 @@ func TestAStatementWhoseResultHasChangedIsPreparedAgain(t *testing.T) {
 	}
 }
 
+// S26
 func TestABatchIsNotSaidAgainWhenSomethingIsBehindIt(t *testing.T) {
 	p := statePooler(t, 1, nil)
 	a := p.call()

@@ -212,7 +212,7 @@ func (s *server) process(buf []byte) (rest []byte) {
 				whole = true
 			}
 		case pgwire.DataRow:
-			if s.task != taskProbe || size > wholeMessage {
+			if s.task != taskProbe && s.lookup == nil || size > wholeMessage {
 				whole = true
 			}
 		default:

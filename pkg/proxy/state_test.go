@@ -415,6 +415,7 @@ func TestAnIdlePinnedClientHasItsTimeRun(t *testing.T) {
 	p.await("its server connection is clean", func(s Snapshot) bool { return s.Pools[0].Stats.Idle == 1 && s.Pools[0].Pinned == 0 })
 }
 
+// S36
 func TestWhatASessionBeganWithSurvivesReset(t *testing.T) {
 	p := statePooler(t, 1, nil)
 	a, b := p.call("TimeZone", "Asia/Tokyo", "application_name", "mine"), p.call()

@@ -40,6 +40,16 @@ func (b *batch) keep(buf []byte, off int) {
 	b.from = off
 }
 
+// prepares puts in what has to precede a message that names a prepared statement.
+func (b *batch) prepares(n session.Naming) {
+	if n.Evict != nil {
+		b.out = pgwire.AppendCloseStatement(b.out, n.Evict.Name())
+	}
+	if n.Prepare != nil {
+		b.out = pgwire.AppendParse(b.out, n.Prepare.Name(), n.Prepare.Body())
+	}
+}
+
 // bytes are all of it up to off: mostly the read itself.
 func (b *batch) bytes(buf []byte, off int) []byte {
 	if len(b.out) == 0 {
@@ -146,12 +156,7 @@ func (c *client) named(b *batch, buf []byte, off int, typ byte, size int) (taken
 	}
 	b.keep(buf, off)
 	b.from = off + len(msg)
-	if n.Evict != nil {
-		b.out = pgwire.AppendCloseStatement(b.out, n.Evict.Name())
-	}
-	if n.Prepare != nil {
-		b.out = pgwire.AppendParse(b.out, n.Prepare.Name(), n.Prepare.Body())
-	}
+	b.prepares(n)
 	if !n.Local {
 		b.out = pgwire.AppendRenamed(b.out, typ, size, body, from, to, n.Name)
 	}
@@ -166,6 +171,16 @@ func (c *client) unnamed(b *batch, buf []byte, off int, typ byte, msg []byte, wh
 	case portal:
 		return 0, true, nil
 	case typ == pgwire.Parse, typ == pgwire.Close:
+		if typ == pgwire.Parse && whole {
+			dealt, waits := c.deallocates(b, buf, off, msg)
+			if waits {
+				return 0, false, nil
+			}
+			if dealt {
+				b.parsed = nil
+				return len(msg), false, nil
+			}
+		}
 		link.SetUnnamed(typ)
 		b.parsed = nil
 		if typ == pgwire.Parse && whole && !link.Ignores() {

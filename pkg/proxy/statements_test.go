@@ -47,6 +47,8 @@ func TestStatementsBeyondTheLimitsEndTheirClientAlone(t *testing.T) {
 }
 
 // One of another client's would answer with its rows.
+//
+// S21
 func TestTheUnnamedStatementOfAnotherClientIsNeverUsed(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	a, b := p.raw(t).login(), p.raw(t).login()
@@ -185,6 +187,7 @@ func TestAClientThatEndsWithAnAnswerOfThePoolersOwnOutstandingCostsNoServerConne
 	}
 }
 
+// S14, M3
 func TestAnAnswerOfThePoolersOwnIsNotPutIntoAMessage(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	r := p.raw(t).login()
@@ -231,6 +234,7 @@ func TestAnErrorLeavesNobodyAnothersUnnamedStatement(t *testing.T) {
 	}
 }
 
+// M11
 func TestALiteralMeansWhatItsClientsSettingsSay(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size = 1 })
 	text := parsePacket("s", "select '01/02/2024'::date - '2024-01-01'::date")

@@ -9,6 +9,7 @@ import (
 	"github.com/pgberth/pgberth/pkg/pool"
 )
 
+// S41, S49, S51, S52, S53, M13
 func TestAClientWhoseTimeIsOverEndsWithPostgresCode(t *testing.T) {
 	s := pgtest.Shared(t)
 	emptyTable(t, s, "overdue")
@@ -56,6 +57,7 @@ func TestAClientWhoseTimeIsOverEndsWithPostgresCode(t *testing.T) {
 	}
 }
 
+// S55
 func TestAWaiterIsToldOnceThatItQueues(t *testing.T) {
 	s := fakeSettings(pgtest.NewFake(t, echo), func(_ *Settings, r *Route) { r.Pool.Size = 1 })
 	s.QueryWaitNotify = 50 * time.Millisecond
@@ -80,6 +82,8 @@ func TestAWaiterIsToldOnceThatItQueues(t *testing.T) {
 }
 
 // A server that ignores the cancel request does not keep its slot.
+//
+// S53
 func TestAServerThatIgnoresACancelIsClosedWhenItsClientsTimeIsOver(t *testing.T) {
 	f := pgtest.NewFake(t, func(c *pgtest.FakeConn) {
 		c.Login()
@@ -104,6 +108,7 @@ func TestAServerThatIgnoresACancelIsClosedWhenItsClientsTimeIsOver(t *testing.T)
 	p.raw(t).login().ask("select 7")
 }
 
+// S49
 func TestChangedTimeoutsHoldForClientsThatAreThere(t *testing.T) {
 	f := pgtest.NewFake(t, echo)
 	with := func(timeouts Timeouts) *Settings {
@@ -118,6 +123,7 @@ func TestChangedTimeoutsHoldForClientsThatAreThere(t *testing.T) {
 	}
 }
 
+// S52
 func TestNobodyHoldsAServerConnectionBeyondItsTime(t *testing.T) {
 	half := parsePacket("s", strings.Repeat("x", 30_000))
 	for name, hold := range map[string][]byte{

@@ -120,6 +120,7 @@ func TestClientsMayOrMustUseTLSAsTheModeSays(t *testing.T) {
 	})
 }
 
+// S59
 func TestAClientMayBeginWithTLS(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	p := offeringTLS(t, TLSRequire, nil)
@@ -144,6 +145,7 @@ func TestAClientMayBeginWithTLS(t *testing.T) {
 	r.failing(config, "no application protocol")
 }
 
+// S56
 func TestEncryptionIsAskedForInOrder(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	p := offeringTLS(t, TLSPrefer, nil)

@@ -279,6 +279,7 @@ func TestAHandshakeThatDoesNotEndTimesOut(t *testing.T) {
 	p.quiet(t, 0)
 }
 
+// S75
 func TestAReloadBringsOtherCertificates(t *testing.T) {
 	pgtest.CheckLeaks(t)
 	ca := newAuthority(t)

@@ -16,6 +16,7 @@ import (
 
 // How many server connections there are when nobody changes the capacity, and how they are renewed.
 
+// S46
 func TestTheReserveServesWhoHasWaitedLongEnough(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size, r.Pool.ReserveSize, r.Pool.ReserveTimeout = 1, 1, soon })
 	holder := p.transactions(1)[0]
@@ -38,6 +39,7 @@ func TestTheReserveServesWhoHasWaitedLongEnough(t *testing.T) {
 	}
 }
 
+// S47
 func TestTheMinimumIsKeptWhileThereAreClients(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.MinSize, r.Pool.ServerIdleTimeout = 3, soon })
 	c := p.call()
@@ -70,6 +72,7 @@ func TestIdleServerConnectionsTimeOut(t *testing.T) {
 	}
 }
 
+// S54
 func TestServerConnectionsAreRenewedOneAfterTheOther(t *testing.T) {
 	const lifetime, size = 400 * time.Millisecond, 4
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size, r.Pool.ServerLifetime = size, lifetime })
@@ -126,6 +129,7 @@ func TestALifetimeOfZeroIsOneUse(t *testing.T) {
 	}
 }
 
+// S3
 func TestAServerProcessThatDiedWhileIdleIsNotUsed(t *testing.T) {
 	s := pgtest.Start(t, pgtest.Options{})
 	p := startProxy(t, testSettings(s.Host, s.Port, func(r *Route) { r.Pool.CheckDelay = 0 }))
@@ -156,6 +160,7 @@ func must[T any](v T, err error) func(*testing.T) T {
 	}
 }
 
+// S79
 func TestAServerConnectionThatFailsItsCheckIsNotUsed(t *testing.T) {
 	for name, fail := range map[string]func(*pgtest.FakeConn){
 		"it answers with an error":        func(c *pgtest.FakeConn) { c.Error("ERROR", "XX000", "unwell"); c.Ready('I') },
@@ -228,6 +233,7 @@ func TestAServerConnectionThatFailsItsResetIsNotUsedAgain(t *testing.T) {
 	}
 }
 
+// S50
 func TestAClientWaitsNoLongerThanItMay(t *testing.T) {
 	p := pooledPostgres(t, func(r *Route) { r.Pool.Size, r.Pool.QueryWaitTimeout = 1, 2*time.Second })
 	holder := p.transactions(1)[0]

@@ -140,6 +140,7 @@ func awaitTrue(t *testing.T, s *pgtest.Server, sql string) {
 	}
 }
 
+// S39, M15
 func TestAClientThatVanishesCostsARollbackAndNotAServerConnection(t *testing.T) {
 	s := pgtest.Shared(t)
 	emptyTable(t, s, "strays")

@@ -111,6 +111,7 @@ func TestAProofReplayedInAnotherExchangeIsErrProof(t *testing.T) {
 	}
 }
 
+// CVE-2026-6665
 func TestHostileServerFirstMessages(t *testing.T) {
 	const nonce = "r=" + rfcNonce + rfcServerNonce
 	long := strings.Repeat("x", 100_000)

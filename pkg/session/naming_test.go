@@ -47,6 +47,7 @@ func expect(t *testing.T, what string, got Naming, want string) {
 	}
 }
 
+// S10, S18, S19
 func TestAStatementIsPreparedOnceOnEachConnection(t *testing.T) {
 	var registry Statements
 	l, names := tracking(&registry, 9)
@@ -71,6 +72,7 @@ func TestAStatementIsPreparedOnceOnEachConnection(t *testing.T) {
 	expect(t, "another setting", other.Parse("c", []byte("text"), MakeParams([]pgwire.Parameter{{Name: "DateStyle", Value: "German"}})), "pgberth_2")
 }
 
+// S23, M1
 func TestTheStatementUnusedForLongestMakesRoom(t *testing.T) {
 	var registry Statements
 	l, _ := tracking(&registry, 2)
@@ -81,6 +83,7 @@ func TestTheStatementUnusedForLongestMakesRoom(t *testing.T) {
 	expect(t, "a Bind of the one that is gone", l.Use(pgwire.Bind, []byte("0"), Params{}), "close pgberth_3, prepare pgberth_1, pgberth_1")
 }
 
+// S13, M5
 func TestAnErrorUndoesWhatItSkips(t *testing.T) {
 	var registry Statements
 	l, names := tracking(&registry, 2)
@@ -128,6 +131,8 @@ func TestErrorsCallAStatementAsItsClientDoes(t *testing.T) {
 }
 
 // Whatever happens, a statement is forgotten when the last client and the last connection have.
+//
+// M2
 func TestStatementsEndWithTheirUsers(t *testing.T) {
 	for seed := range uint64(300) {
 		rng := rand.New(rand.NewPCG(seed, 7))
@@ -135,7 +140,7 @@ func TestStatementsEndWithTheirUsers(t *testing.T) {
 		l, names := tracking(&registry, 2)
 		name := func() string { return string(rune('a' + rng.IntN(4))) }
 		for range 60 {
-			switch rng.IntN(9) {
+			switch rng.IntN(10) {
 			case 0, 1:
 				l.Parse(name(), []byte(name()), Params{})
 			case 2, 3:
@@ -150,6 +155,10 @@ func TestStatementsEndWithTheirUsers(t *testing.T) {
 				_ = l.Sent(pgwire.Sync)
 			case 8:
 				work(l, rng)
+			case 9:
+				if n := l.Drops(name(), Params{}); n.Name == "" {
+					l.SetUnnamed(pgwire.Parse)
+				}
 			}
 		}
 		names.Clear()
@@ -203,6 +212,8 @@ func TestUsingAPreparedStatementAllocatesNothing(t *testing.T) {
 }
 
 // A text that a connection has to read anew under other parameters is another statement: a literal may mean another date.
+//
+// S18
 func TestAStatementReadUnderOtherParametersIsNotSharedWithThoseOfBefore(t *testing.T) {
 	german := MakeParams([]pgwire.Parameter{{Name: "DateStyle", Value: "German"}})
 	var registry Statements

@@ -183,6 +183,8 @@ func TestSetStatementsQuote(t *testing.T) {
 }
 
 // PostgreSQL is the judge of quoting: whatever the value and whatever backslashes mean, it arrives as it is.
+//
+// S36
 func TestPostgreSQLReadsQuotedValuesAsTheyAre(t *testing.T) {
 	server := pgtest.Shared(t)
 	values := []string{
@@ -232,6 +234,8 @@ func TestPostgreSQLReadsQuotedValuesAsTheyAre(t *testing.T) {
 }
 
 // A client's value is what it would have been in its startup packet, also for lists of names.
+//
+// S36
 func TestPostgreSQLReadsListsAsLists(t *testing.T) {
 	server := pgtest.Shared(t)
 	for _, kv := range []pgwire.Parameter{

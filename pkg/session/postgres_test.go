@@ -96,6 +96,8 @@ func (m message) encode() pgproto3.FrontendMessage {
 }
 
 // The twin would prove nothing if it were wrong itself.
+//
+// S11
 func TestTheTwinAnswersAsPostgreSQLDoes(t *testing.T) {
 	server := pgtest.Shared(t)
 	if err := server.Exec(t.Context(), twinSchema); err != nil {

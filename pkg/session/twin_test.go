@@ -242,6 +242,8 @@ func (r *run) abandon() error {
 
 // The heart of the matter: whatever clients do, in whatever order the two directions pass, Idle is exactly right, and
 // what a client leaves behind can be ended.
+//
+// S6, S10
 func TestALinkAgreesWithItsTwin(t *testing.T) {
 	runs := 6000
 	var seen coverage

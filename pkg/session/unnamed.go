@@ -20,6 +20,32 @@ func (l *Link) SetUnnamed(typ byte) {
 	l.extended(r | unnamed)
 }
 
+// Drops records a Parse of the unnamed statement whose text is DEALLOCATE with this name: the server is to be told its own
+// name, and has the statement prepared before where it is missing, because only DEALLOCATE answers as DEALLOCATE does.
+// Without a Name the message is recorded by SetUnnamed and sent as it is. The books follow when it is parsed: who prepares a
+// DEALLOCATE executes it.
+func (l *Link) Drops(name string, params Params) (n Naming) {
+	g := &l.naming
+	if g.names == nil || l.verbatim() || l.status == pgwire.StatusFailed {
+		return n
+	}
+	have := g.names.byName[name]
+	if have == nil {
+		return n
+	}
+	have = l.current(have, params)
+	s := have.statement
+	n = l.provide(s)
+	n.Name = s.name
+	s.uses++
+	g.names.Forget([]byte(name))
+	g.prepared.remove(s)
+	l.note(undo{forgotten: name, removed: s, of: s})
+	g.unnamed, g.names.unnamed = g.names, nil
+	l.rename(reqParse|unnamed|named, have)
+	return n
+}
+
 // UseUnnamed records a Bind of, or a Describe for, the unnamed statement. It is left alone as long as it is prepared and
 // used in one transaction. Some drivers prepare it in one and use it in the next: then it is prepared again where it is
 // missing. That of another client is never used.
