@@ -39,6 +39,7 @@ func dialAt(t *testing.T, port int, edit func(*dialSpec)) (*dialed, error) {
 		host: "127.0.0.1", port: port, database: pgtest.Database, user: pgtest.User, secret: secret{password: pgtest.Password}, timeout: patience,
 	}
 	edit(&spec)
+	spec.to = candidate{host: spec.host, port: spec.port}
 	d, err := dial(context.Background(), spec)
 	if err == nil {
 		t.Cleanup(d.close)

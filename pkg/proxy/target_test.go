@@ -197,7 +197,7 @@ func TestAServerThatTurnsReadOnlyIsLeft(t *testing.T) {
 				reporting(c, "off", "off")
 				for {
 					switch sql := c.Query(); sql {
-					case "set": // a client's own setting
+					case "change": // a client's own setting
 						c.ParameterStatus("default_transaction_read_only", "on")
 						c.Answer(sql)
 					case "reload":
@@ -210,7 +210,7 @@ func TestAServerThatTurnsReadOnlyIsLeft(t *testing.T) {
 				}
 			}, func(_ *Settings, r *Route) { r.Target = target })
 			c := p.call()
-			c.must("set")
+			c.must("change")
 			c.must("select 7")
 			if n := f.Accepted(); n != 1 {
 				t.Fatalf("%d connections after a client's own setting, want 1", n)
