@@ -23,6 +23,7 @@ var authTypes = map[config.AuthType]proxy.AuthType{
 	config.AuthTrust:       proxy.Trust,
 	config.AuthAny:         proxy.Any,
 	config.AuthPlain:       proxy.Plain,
+	config.AuthCert:        proxy.Cert,
 	config.AuthMD5:         proxy.MD5,
 	config.AuthSCRAM:       proxy.ScramSHA256,
 	config.AuthPassthrough: proxy.Passthrough,

@@ -33,10 +33,13 @@ func charts(r *results, m machine) []byte {
 	poolers := []string{pgbouncerTarget, sidecarTarget}
 	everybody := []string{directTarget, pgbouncerTarget, sidecarTarget}
 	var panels []panel
-	for _, long := range []string{"simple", "extended", "prepared"} {
+	for _, kind := range []struct{ name, long string }{
+		{short["simple"], "simple"}, {short["extended"], "extended"}, {short["prepared"], "prepared"}, {overTLS, "TLS to the server"},
+	} {
+		long := kind.long
 		var cases []string
 		for _, clients := range []string{"1", "16", "64", "200"} {
-			cases = append(cases, short[long]+"-"+clients)
+			cases = append(cases, kind.name+"-"+clients)
 		}
 		if !r.has(cases[0]) {
 			continue

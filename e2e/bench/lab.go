@@ -35,9 +35,15 @@ func openLab(ctx context.Context, s settings, dir string) (*lab, error) {
 	if l.verifier, l.keys, err = credentials(); err != nil {
 		return nil, err
 	}
-	if l.postgres, err = pgtest.Launch(ctx, pgtest.Options{MaxConnections: 500, Settings: map[string]string{
-		"shared_buffers": "256MB", "max_wal_size": "4GB",
-	}}); err != nil {
+	cert, key, err := certificate()
+	if err != nil {
+		return nil, err
+	}
+	if l.postgres, err = pgtest.Launch(ctx, pgtest.Options{
+		MaxConnections: 500,
+		Settings:       map[string]string{"shared_buffers": "256MB", "max_wal_size": "4GB", "ssl": "on"},
+		Files:          map[string]string{"server.crt": cert, "server.key": key},
+	}); err != nil {
 		return nil, err
 	}
 	if err := l.furnish(ctx); err != nil {
@@ -64,17 +70,17 @@ func (l *lab) furnish(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err = l.pgbench(ctx, l.postgres.Port, "-i", "-q", "-s", fmt.Sprint(scale))
+	_, err = l.pgbench(ctx, l.postgres.Port, "disable", "-i", "-q", "-s", fmt.Sprint(scale))
 	return err
 }
 
 func (l *lab) close() { l.postgres.Close() }
 
-// pgbench runs it against a port of this machine, over TCP and without TLS, and returns what it printed.
-func (l *lab) pgbench(ctx context.Context, port int, args ...string) (string, error) {
+// pgbench runs it against a port of this machine, over TCP and with libpq's sslmode, and returns what it printed.
+func (l *lab) pgbench(ctx context.Context, port int, sslmode string, args ...string) (string, error) {
 	args = append([]string{"-h", "127.0.0.1", "-p", fmt.Sprint(port), "-U", owner}, args...)
 	cmd := exec.CommandContext(ctx, l.postgres.Bin("pgbench"), append(args, database)...)
-	cmd.Env = append(os.Environ(), "PGSSLMODE=disable", "PGGSSENCMODE=disable", "PGCONNECT_TIMEOUT=20")
+	cmd.Env = append(os.Environ(), "PGSSLMODE="+sslmode, "PGGSSENCMODE=disable", "PGCONNECT_TIMEOUT=20")
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 5 * time.Second
 	out, err := cmd.CombinedOutput()

@@ -15,7 +15,7 @@ const (
 
 // memory measures a pooler nobody has used yet: what it holds by itself, and how much more for each idle client.
 func (l *lab) memory(ctx context.Context, name string) (sample, error) {
-	at, err := l.start(ctx, name, "trust")
+	at, err := l.start(ctx, name, "trust", "disable")
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 type relayCase struct {
 	protocol string // pgbench's name for it
 	clients  int
+	tls      bool // to the server
 }
 
 // forkTime is a high estimate of what PostgreSQL needs for a new connection on a busy virtual machine.
@@ -39,7 +40,11 @@ func (l *lab) relay(ctx context.Context, c relayCase, at instance, d time.Durati
 		d += time.Duration(c.clients) * forkTime
 	}
 	threads := min(c.clients, runtime.NumCPU())
-	out, err := l.pgbench(ctx, at.port, "-n", "-S", "-M", c.protocol, "-c", fmt.Sprint(c.clients), "-j", fmt.Sprint(threads),
+	sslmode := "disable"
+	if c.tls && at.process == nil {
+		sslmode = "require" // straight to the server
+	}
+	out, err := l.pgbench(ctx, at.port, sslmode, "-n", "-S", "-M", c.protocol, "-c", fmt.Sprint(c.clients), "-j", fmt.Sprint(threads),
 		"-T", fmt.Sprint(int(math.Ceil(d.Seconds()))), "-l", "--log-prefix="+filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err

@@ -17,6 +17,9 @@ const (
 // short are the beginnings of cases' names, by pgbench's name of the protocol.
 var short = map[string]string{"simple": "simple", "extended": "ext", "prepared": "prep"}
 
+// overTLS begins the names of cases in which the connections to the server are encrypted, and those of clients are not.
+const overTLS = "tls"
+
 // relayCases by name: "simple-16" is pgbench's simple protocol with 16 clients.
 func relayCases() (names []string, cases map[string]relayCase) {
 	cases = map[string]relayCase{}
@@ -24,8 +27,13 @@ func relayCases() (names []string, cases map[string]relayCase) {
 		for _, clients := range []int{1, 16, 64, 200} {
 			name := fmt.Sprintf("%s-%d", short[protocol], clients)
 			names = append(names, name)
-			cases[name] = relayCase{protocol, clients}
+			cases[name] = relayCase{protocol: protocol, clients: clients}
 		}
+	}
+	for _, clients := range []int{1, 16, 64, 200} {
+		name := fmt.Sprintf("%s-%d", overTLS, clients)
+		names = append(names, name)
+		cases[name] = relayCase{protocol: "simple", clients: clients, tls: true}
 	}
 	return names, cases
 }
@@ -65,19 +73,25 @@ func (l *lab) round(ctx context.Context, s settings, round int, turn []string, r
 	}
 
 	if slices.ContainsFunc(relayNames, wanted) || wanted(largeCase) {
-		trusting, err := l.startAll(ctx, turn, "trust")
+		trusting, err := l.warm(ctx, turn, "disable")
 		if err != nil {
 			return err
 		}
 		defer trusting.stop()
-		for _, target := range turn {
-			if _, err := l.relay(ctx, relayCase{"simple", poolSize}, trusting[target], time.Second); err != nil {
-				return fmt.Errorf("warming up %s: %w", target, err)
+		encrypting := fleet{}
+		if slices.ContainsFunc(relayNames, func(name string) bool { return relays[name].tls && wanted(name) }) {
+			if encrypting, err = l.warm(ctx, turn, "require"); err != nil {
+				return err
 			}
+			defer encrypting.stop()
 		}
 		for _, name := range relayNames {
+			at := trusting
+			if relays[name].tls {
+				at = encrypting
+			}
 			if err := measure(name, turn, func(target string) (sample, error) {
-				return l.relay(ctx, relays[name], trusting[target], s.duration)
+				return l.relay(ctx, relays[name], at[target], s.duration)
 			}); err != nil {
 				return err
 			}
@@ -90,7 +104,7 @@ func (l *lab) round(ctx context.Context, s settings, round int, turn []string, r
 	if !wanted(stormCase) {
 		return nil
 	}
-	asking, err := l.startAll(ctx, turn, "scram-sha-256")
+	asking, err := l.startAll(ctx, turn, "scram-sha-256", "disable")
 	if err != nil {
 		return err
 	}
@@ -102,4 +116,19 @@ func (l *lab) round(ctx context.Context, s settings, round int, turn []string, r
 		}
 	}
 	return measure(stormCase, turn, func(target string) (sample, error) { return l.storm(ctx, asking[target], s.duration) })
+}
+
+// warm starts the targets with this server_tls_sslmode, and has them open their server connections.
+func (l *lab) warm(ctx context.Context, turn []string, sslmode string) (fleet, error) {
+	f, err := l.startAll(ctx, turn, "trust", sslmode)
+	if err != nil {
+		return nil, err
+	}
+	for _, target := range turn {
+		if _, err := l.relay(ctx, relayCase{protocol: "simple", clients: poolSize}, f[target], time.Second); err != nil {
+			f.stop()
+			return nil, fmt.Errorf("warming up %s: %w", target, err)
+		}
+	}
+	return f, nil
 }

@@ -46,6 +46,7 @@ default_pool_size = %[7]d
 max_client_conn = %[8]d
 log_connections = 0
 log_disconnections = 0
+server_tls_sslmode = %[9]s
 `
 
 const sidecarConfig = `listen_addr: 127.0.0.1
@@ -58,6 +59,7 @@ default_pool_size: %[7]d
 max_client_conn: %[8]d
 log_connections: false
 log_disconnections: false
+server_tls_sslmode: %[9]s
 databases:
   - name: %[1]s
     host: 127.0.0.1
@@ -78,8 +80,8 @@ func (i instance) stop() {
 	}
 }
 
-// start runs a pooler that asks its clients for authType, or says where PostgreSQL is.
-func (l *lab) start(ctx context.Context, name, authType string) (instance, error) {
+// start runs a pooler that asks its clients for authType and its server for TLS by sslmode, or says where PostgreSQL is.
+func (l *lab) start(ctx context.Context, name, authType, sslmode string) (instance, error) {
 	if name == directTarget {
 		return instance{port: l.postgres.Port}, nil
 	}
@@ -100,7 +102,7 @@ func (l *lab) start(ctx context.Context, name, authType string) (instance, error
 	}
 	users := filepath.Join(dir, "userlist.txt")
 	config := filepath.Join(dir, file)
-	text := fmt.Sprintf(template, database, l.postgres.Port, owner, port, authType, users, poolSize, maxClients)
+	text := fmt.Sprintf(template, database, l.postgres.Port, owner, port, authType, users, poolSize, maxClients, sslmode)
 	for path, content := range map[string]string{
 		users:  fmt.Sprintf("%q \"\"\n%q %q\n", owner, guest, l.verifier),
 		config: text,
@@ -127,10 +129,10 @@ func (l *lab) start(ctx context.Context, name, authType string) (instance, error
 // fleet is one instance of each target.
 type fleet map[string]instance
 
-func (l *lab) startAll(ctx context.Context, names []string, authType string) (fleet, error) {
+func (l *lab) startAll(ctx context.Context, names []string, authType, sslmode string) (fleet, error) {
 	f := fleet{}
 	for _, name := range names {
-		i, err := l.start(ctx, name, authType)
+		i, err := l.start(ctx, name, authType, sslmode)
 		if err != nil {
 			f.stop()
 			return nil, err

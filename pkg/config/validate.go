@@ -94,6 +94,13 @@ func (b *builder) authentication() {
 		if a.Type == AuthPlain && len(b.config.Listen.Addrs) > 0 {
 			b.note("auth_type plain has clients send their passwords in clear; scram-sha-256 works with the same auth_file")
 		}
+	case AuthCert:
+		if mode := b.config.TLS.Client.Mode; mode != TLSVerifyCA && mode != TLSVerifyFull {
+			b.problem("auth_type", []string{"client_tls_sslmode"}, "auth_type is cert but client_tls_sslmode is %s; allowed: verify-ca or verify-full, which have clients show certificates", mode)
+		}
+		if a.File == "" && !b.looksUp() {
+			b.problem("auth_type", []string{"auth_file", "auth_user"}, "auth_type is cert but auth_file and auth_user are blank; allowed: a userlist.txt in auth_file, or an auth_user who looks users up")
+		}
 	case AuthAny:
 		for _, d := range b.config.Databases {
 			if d.User == "" {

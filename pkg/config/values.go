@@ -27,6 +27,7 @@ type AuthType string
 const (
 	AuthTrust       AuthType = "trust"         // not at all, but the user must be known
 	AuthAny         AuthType = "any"           // not at all, and the user name is ignored
+	AuthCert        AuthType = "cert"          // certificate of TLS, whose common name is the user's
 	AuthPlain       AuthType = "plain"         // password in clear against auth_file
 	AuthMD5         AuthType = "md5"           // md5 against auth_file, SCRAM for a user whose secret is a SCRAM verifier
 	AuthSCRAM       AuthType = "scram-sha-256" // SCRAM against auth_file
@@ -115,7 +116,7 @@ func (l LogLevel) slog() slog.Level {
 // choices lists the values of the named string types, in the order they are shown.
 var choices = map[reflect.Type][]string{
 	reflect.TypeFor[PoolMode]():      {"session", "transaction", "statement"},
-	reflect.TypeFor[AuthType]():      {"trust", "any", "plain", "md5", "scram-sha-256", "passthrough"},
+	reflect.TypeFor[AuthType]():      {"trust", "any", "plain", "md5", "scram-sha-256", "cert", "passthrough"},
 	reflect.TypeFor[TLSMode]():       {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"},
 	reflect.TypeFor[LoadBalance]():   {"round-robin", "disable"},
 	reflect.TypeFor[SessionState]():  {"pin", "track", "pgbouncer"},
@@ -151,9 +152,6 @@ func assign(dst reflect.Value, text string, l limits) (allowed string) {
 	}
 	if names, ok := choices[dst.Type()]; ok {
 		i := slices.IndexFunc(names, func(n string) bool { return strings.EqualFold(n, text) })
-		if i < 0 && dst.Type() == reflect.TypeFor[AuthType]() && strings.EqualFold(text, "cert") {
-			return strings.Join(names, ", ") + "; cert will come with TLS client certificates"
-		}
 		if i < 0 {
 			return strings.Join(names, ", ")
 		}

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -290,8 +291,25 @@ func (c *client) loginChallenge() error {
 		c.loginSCRAMBegin()
 	case MD5:
 		c.loginMD5Begin()
+	case Cert:
+		switch name, verified := c.conn.commonName(); {
+		case !verified:
+			c.certificateDenied("no verified certificate")
+		case name != l.startup.User:
+			c.certificateDenied("the certificate is for " + strconv.Quote(clipName(name)))
+		case !l.exists:
+			c.certificateDenied(l.why("no such user"))
+		default:
+			c.loginProved()
+		}
 	}
 	return nil
+}
+
+// certificateDenied is loginDenied in PostgreSQL's words for certificates.
+func (c *client) certificateDenied(reason string) {
+	c.log().Info("login failed", "reason", reason)
+	c.loginRefused("28000", fmt.Sprintf("certificate authentication failed for user \"%s\"", c.login.startup.User))
 }
 
 func (c *client) loginPassword(body []byte) error {

@@ -23,6 +23,8 @@ const (
 	ScramSHA256
 	// MD5 has an md5 hash or a plain secret proved by md5, and a SCRAM verifier by SCRAM.
 	MD5
+	// Cert takes the client's certificate, which TLS has verified, for the proof: its common name is the user's.
+	Cert
 	// Passthrough asks for the password in clear and has the database server judge it.
 	Passthrough
 )

@@ -270,3 +270,15 @@ type cipherAddr struct{}
 
 func (cipherAddr) Network() string { return "tls" }
 func (cipherAddr) String() string  { return "tls" }
+
+// commonName is that of the peer's certificate; verified says that there is one and that it was verified.
+func (w *wire) commonName() (name string, verified bool) {
+	if w.tls == nil {
+		return "", false
+	}
+	state := w.tls.conn.ConnectionState()
+	if len(state.VerifiedChains) == 0 {
+		return "", false
+	}
+	return state.PeerCertificates[0].Subject.CommonName, true
+}

@@ -1,9 +1,10 @@
 // Package session knows what a client and the server connection linked to it owe each other: requests without an
-// answer, transaction status, COPY, tracked parameters. It answers one question: may this server connection go back to
+// answer, transaction status, COPY, prepared statements, parameters. It answers one question: may this server connection go back to
 // the pool?
 //
-// It sees message types in the order they pass and refuses everything else: no bytes, no sockets, no clock, no SQL, no
-// pool. A transcript decides its state.
+// It sees message types in the order they pass, and reads a statement's text once for the words that tell what it leaves
+// in its session. It refuses everything else: no sockets, no clock, no parsing of SQL, no pool. A transcript decides its
+// state.
 package session
 
 import (
