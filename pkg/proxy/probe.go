@@ -59,7 +59,7 @@ func (s *server) probe(c *client, again bool) {
 	pr := &probe{
 		again:    again,
 		objects:  asks && (e&(session.Unclear&^session.SetsParameters) != 0 || st.pins != 0 || c.createsTemporary()),
-		settings: e&(session.Body|session.ResetsAll|session.SetsUnknown) != 0 || e&session.Frees != 0 && st.pins != 0,
+		settings: e&(session.Body|session.Foreign|session.ResetsAll|session.SetsUnknown) != 0 || e&session.Frees != 0 && st.pins != 0,
 	}
 	add := func(name string) {
 		if canonical, ok := s.p.tracked.Canonical(name); ok {

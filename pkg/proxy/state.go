@@ -417,7 +417,7 @@ func untilNUL(b []byte) []byte {
 }
 
 // foreign is what a statement may do whose text nobody knows.
-var foreign = session.Effects{Effect: session.Opaque | session.Body}
+var foreign = session.Effects{Effect: session.Opaque | session.Foreign}
 
 // opaque is what a function called by its number may do.
 var opaque = session.Effects{Effect: session.Opaque | session.Body}

@@ -22,6 +22,8 @@ const (
 	Opaque
 	// Body: it carries commands of its own (DO, CALL, EXECUTE).
 	Body
+	// Foreign: a statement that was prepared by SQL may have been used. What it does was in the text that prepared it.
+	Foreign
 	// The rest are objects that only the session has.
 	TempTable
 	SessionLock
@@ -35,7 +37,7 @@ const (
 	// Objects are those that keep a client at its server connection.
 	Objects = TempTable | SessionLock | HeldCursor | SQLPrepared | Library | Listening | Authorization | Function
 	// Unclear are those after which the server is asked what is there.
-	Unclear = SetsParameters | SetsUnknown | ResetsAll | Opaque | Body | Objects
+	Unclear = SetsParameters | SetsUnknown | ResetsAll | Opaque | Body | Foreign | Objects
 )
 
 // PinReasons are the reasons for which a client is kept at its server connection, by name.
